@@ -1,0 +1,325 @@
+package p2p
+
+import (
+	"context"
+	"errors"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/connmgr"
+	"github.com/libp2p/go-libp2p/core/control"
+	"github.com/libp2p/go-libp2p/core/crypto"
+	"github.com/libp2p/go-libp2p/core/network"
+	"github.com/libp2p/go-libp2p/core/peer"
+	"github.com/libp2p/go-libp2p/core/peerstore"
+	"github.com/libp2p/go-libp2p/core/sec"
+	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
+	ma "github.com/multiformats/go-multiaddr"
+	manet "github.com/multiformats/go-multiaddr/net"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/flurry-nix/flurry/discovery"
+)
+
+const (
+	dialPatience  = 5 * time.Second
+	redialFirst   = 250 * time.Millisecond
+	redialMost    = 30 * time.Second
+	hintLife      = 5 * time.Minute // a hint without Keep is redialled that long after it was last heard
+	maxHints      = 2000
+	dialsAtOnce   = 16
+	pingInterval  = 10 * time.Second
+	pingPatience  = 3 * time.Second
+	quicLaterThan = 100 * time.Millisecond // QUIC costs 2.5 to 3 times the CPU of TCP+TLS
+)
+
+// rankDials tries TCP at once and QUIC a little later: on a LAN TCP is the faster one, and QUIC is for
+// peers behind a NAT.
+func rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
+	out := make([]network.AddrDelay, 0, len(addrs))
+	for _, a := range addrs {
+		var delay time.Duration
+		if _, err := a.ValueForProtocol(ma.P_TCP); err != nil {
+			delay += quicLaterThan
+		}
+		if !manet.IsPrivateAddr(a) && !manet.IsIPLoopback(a) {
+			delay += quicLaterThan
+		}
+		out = append(out, network.AddrDelay{Addr: a, Delay: delay})
+	}
+	return out
+}
+
+// dialer turns hints into connections. mu guards hints.
+type dialer struct {
+	h    *Host
+	wake chan struct{}
+
+	mu    sync.Mutex
+	hints map[string]*hint // by mechanism and name
+}
+
+type hint struct {
+	discovery.Found
+	id      peer.ID // "" until somebody answered there
+	heard   time.Time
+	next    time.Time // when to dial again
+	failed  int
+	dialing bool
+}
+
+func newDialer(h *Host) *dialer {
+	return &dialer{h: h, wake: make(chan struct{}, 1), hints: map[string]*hint{}}
+}
+
+// found takes a hint; see [discovery.Finder].
+func (d *dialer) found(f discovery.Found) {
+	id, err := peer.Decode(f.PeerID)
+	if f.PeerID != "" && err != nil || id == d.h.host.ID() {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	key := string(f.Via) + " " + f.Name
+	old := d.hints[key]
+	if old == nil && len(d.hints) >= maxHints {
+		return
+	}
+	n := &hint{Found: f, id: id, heard: d.h.now()}
+	if old != nil {
+		n.failed, n.next, n.dialing = old.failed, old.next, old.dialing
+		if id == "" {
+			n.id = old.id
+		}
+		if !f.Keep && old.failed > 0 { // heard again: it is alive
+			n.failed, n.next = 0, time.Time{}
+		}
+	}
+	d.hints[key] = n
+	d.kick()
+}
+
+func (d *dialer) kick() {
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// lost makes a peer that went away be dialled again soon.
+func (d *dialer) lost(id peer.ID) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, n := range d.hints {
+		if n.id == id {
+			n.failed, n.next = 0, d.h.now().Add(redialFirst)
+		}
+	}
+	d.kick()
+}
+
+// viaOf names the mechanism that knows a peer, or was if none does: it found us.
+func (d *dialer) viaOf(id peer.ID, was string) string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, n := range d.hints {
+		if n.id == id {
+			return string(n.Via)
+		}
+	}
+	if was == "" {
+		return string(discovery.ViaMDNS) // it dialled us; on a LAN that is how it knew
+	}
+	return was
+}
+
+// run dials whatever is due.
+func (d *dialer) run(ctx context.Context) error {
+	var g errgroup.Group
+	g.SetLimit(dialsAtOnce)
+	defer g.Wait()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		due, wait := d.due()
+		for _, n := range due {
+			g.Go(func() error { d.dial(ctx, n); return nil })
+		}
+		timer.Reset(wait)
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-d.wake:
+		case <-timer.C:
+		}
+	}
+}
+
+// due takes the hints to dial now, forgets stale ones, and says when to look again.
+func (d *dialer) due() (list []*hint, wait time.Duration) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := d.h.now()
+	wait = redialMost
+	for key, n := range d.hints {
+		switch {
+		case n.dialing || n.id != "" && d.h.isConnected(n.id):
+		case !n.Keep && now.Sub(n.heard) > hintLife:
+			delete(d.hints, key)
+		case n.id != "" && d.h.isBanned(n.id):
+		case !now.Before(n.next):
+			n.dialing = true
+			list = append(list, n)
+		default:
+			wait = min(wait, n.next.Sub(now))
+		}
+	}
+	return list, wait
+}
+
+func (d *dialer) dial(ctx context.Context, n *hint) {
+	ctx, cancel := context.WithTimeout(ctx, dialPatience)
+	defer cancel()
+	id, err := d.h.connect(ctx, n.id, n.Addrs)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	key := string(n.Via) + " " + n.Name
+	if cur := d.hints[key]; cur != nil {
+		n = cur // a newer hint came meanwhile
+	}
+	n.dialing = false
+	if err == nil {
+		n.id, n.failed = id, 0
+		d.h.setVia(id, string(n.Via))
+		return
+	}
+	back := min(redialMost, redialFirst<<min(n.failed, 12))
+	n.next = d.h.now().Add(back/2 + rand.N(back))
+	if n.failed++; n.failed == 1 {
+		d.h.log.Info("could not reach a peer; trying again", "via", n.Via, "name", n.Name, "err", err)
+	}
+	d.kick()
+}
+
+// connect dials a peer. Without an id it first learns who is there: TLS proves the listener's identity
+// even when it is not the one that was expected.
+func (h *Host) connect(ctx context.Context, id peer.ID, addrs []string) (peer.ID, error) {
+	var list []ma.Multiaddr
+	for _, s := range addrs {
+		if a, err := ma.NewMultiaddr(s); err == nil {
+			list = append(list, a)
+		}
+	}
+	if len(list) == 0 {
+		return "", errors.New("no usable address")
+	}
+	if id == "" {
+		var err error
+		if id, err = h.whoIs(ctx, list); err != nil {
+			return "", err
+		}
+	}
+	if id == h.host.ID() {
+		return id, nil
+	}
+	h.host.Peerstore().AddAddrs(id, list, peerstore.TempAddrTTL)
+	if err := h.host.Connect(network.WithForceDirectDial(ctx, "hint"), peer.AddrInfo{ID: id, Addrs: list}); err != nil {
+		return "", err
+	}
+	return id, nil
+}
+
+// whoIs dials as if for a made-up peer and reads from the handshake's complaint who answered.
+func (h *Host) whoIs(ctx context.Context, addrs []ma.Multiaddr) (peer.ID, error) {
+	_, pub, err := crypto.GenerateEd25519Key(nil)
+	if err != nil {
+		return "", err
+	}
+	nobody, err := peer.IDFromPublicKey(pub)
+	if err != nil {
+		return "", err
+	}
+	defer h.host.Peerstore().ClearAddrs(nobody)
+	err = h.host.Connect(ctx, peer.AddrInfo{ID: nobody, Addrs: addrs})
+	var mismatch sec.ErrPeerIDMismatch
+	if errors.As(err, &mismatch) {
+		return mismatch.Actual, nil
+	}
+	if err == nil {
+		err = errors.New("answered as a peer that does not exist")
+	}
+	return "", err
+}
+
+func (h *Host) isConnected(id peer.ID) bool {
+	return id == h.host.ID() || h.host.Network().Connectedness(id) == network.Connected
+}
+
+func (h *Host) isBanned(id peer.ID) bool {
+	p := h.peers.get(id)
+	return p != nil && p.Banned()
+}
+
+func (h *Host) setVia(id peer.ID, via string) {
+	if p := h.peers.get(id); p != nil {
+		p.mu.Lock()
+		p.via = via
+		p.mu.Unlock()
+	}
+}
+
+// watchLiveness pings connected peers, so that one whose link was cut is noticed without a request.
+func (h *Host) watchLiveness(ctx context.Context) error {
+	tick := time.NewTicker(pingInterval)
+	defer tick.Stop()
+	var g errgroup.Group
+	g.SetLimit(dialsAtOnce)
+	defer g.Wait()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		for _, p := range h.peers.connected() {
+			g.Go(func() error { h.pingPeer(ctx, p); return nil })
+		}
+	}
+}
+
+// pingPeer closes the connections of a peer that does not answer.
+func (h *Host) pingPeer(ctx context.Context, p *Peer) {
+	ctx, cancel := context.WithTimeout(ctx, pingPatience)
+	defer cancel()
+	res, ok := <-ping.Ping(network.WithNoDial(ctx, "ping"), h.host, p.id)
+	if ok && res.Error == nil {
+		p.sampleRTT(res.RTT)
+		return
+	}
+	if ctx.Err() != nil {
+		h.log.Info("peer is silent; closing", "peer", p.ID())
+		h.host.Network().ClosePeer(p.id)
+	}
+}
+
+// gater keeps out banned peers by identity, whatever address they come from.
+type gater struct{ peers *peerTable }
+
+var _ connmgr.ConnectionGater = (*gater)(nil)
+
+func (g *gater) allowed(id peer.ID) bool {
+	g.peers.mu.RLock()
+	p := g.peers.byID[id]
+	g.peers.mu.RUnlock()
+	return p == nil || !p.Banned()
+}
+
+func (g *gater) InterceptPeerDial(id peer.ID) bool                               { return g.allowed(id) }
+func (g *gater) InterceptAddrDial(peer.ID, ma.Multiaddr) bool                    { return true }
+func (g *gater) InterceptAccept(network.ConnMultiaddrs) bool                     { return true }
+func (g *gater) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }
+
+func (g *gater) InterceptSecured(_ network.Direction, id peer.ID, _ network.ConnMultiaddrs) bool {
+	return g.allowed(id)
+}
