@@ -1,0 +1,370 @@
+package substituter
+
+import (
+	"bytes"
+	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/base64"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/flurry-nix/flurry/binarycache"
+	"github.com/flurry-nix/flurry/verify"
+)
+
+// world is a signed path and everything that may serve it.
+type world struct {
+	t       *testing.T
+	private ed25519.PrivateKey
+	keys    *verify.Keys
+	path    verify.StorePath
+	nar     []byte
+	info    *verify.NarInfo
+	peers   fakePeers
+	store   *fakeStore
+	ups     []Upstream
+	dir     string
+}
+
+func newWorld(t *testing.T, size int) *world {
+	t.Helper()
+	seed := bytes.Repeat([]byte{7}, ed25519.SeedSize)
+	private := ed25519.NewKeyFromSeed(seed)
+	keys, err := verify.NewKeys([]string{"test-1:" + base64.StdEncoding.EncodeToString(private.Public().(ed25519.PublicKey))}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, private: private, keys: keys, store: &fakeStore{}, dir: t.TempDir()}
+	w.path, w.nar, w.info = w.makePath("a", size)
+	return w
+}
+
+// makePath makes a signed path whose NAR is size random bytes.
+func (w *world) makePath(name string, size int) (verify.StorePath, []byte, *verify.NarInfo) {
+	rng := rand.New(rand.NewPCG(uint64(size), uint64(name[0])))
+	var h verify.StoreHash
+	for i := range h {
+		h[i] = byte(rng.Uint32())
+	}
+	nar := make([]byte, size)
+	for i := range nar {
+		nar[i] = byte(rng.Uint32())
+	}
+	path, err := verify.ParseStorePath("/nix/store/" + h.String() + "-" + name)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	info := &verify.NarInfo{StorePath: path, URL: "nar/x.nar", Compression: "none", NarHash: sha256.Sum256(nar), NarSize: int64(size)}
+	sig := ed25519.Sign(w.private, []byte(info.Fingerprint()))
+	info.Sigs = []string{"test-1:" + base64.StdEncoding.EncodeToString(sig)}
+	return path, nar, info
+}
+
+// start runs a server until the test ends.
+func (w *world) start() *Server {
+	w.t.Helper()
+	s, err := New(Config{StateDir: w.dir}, w.keys, w.store, &w.peers, w.ups)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(w.t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.Run(ctx) }()
+	<-s.ready
+	w.t.Cleanup(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			w.t.Error(err)
+		}
+	})
+	return s
+}
+
+// get asks the server as Nix would; the answer is nil if it was cut off.
+func get(s *Server, path string, header ...string) *httptest.ResponseRecorder {
+	r := httptest.NewRequest(http.MethodGet, "http://127.0.0.1:6490/"+path, nil)
+	for i := 0; i < len(header); i += 2 {
+		r.Header.Set(header[i], header[i+1])
+	}
+	rec := httptest.NewRecorder()
+	func() {
+		defer func() {
+			if e := recover(); e == http.ErrAbortHandler {
+				rec = nil
+			} else if e != nil {
+				panic(e)
+			}
+		}()
+		s.Handler(nil).ServeHTTP(rec, r)
+	}()
+	return rec
+}
+
+func (w *world) narURL() string { return binarycache.NARURL(w.path.Hash(), w.info.NarHash) }
+
+func (w *world) wantNAR(rec *httptest.ResponseRecorder) {
+	w.t.Helper()
+	if rec == nil {
+		w.t.Fatal("the answer was cut off")
+	}
+	if rec.Code != http.StatusOK || !bytes.Equal(rec.Body.Bytes(), w.nar) {
+		w.t.Fatalf("status %d, %d bytes, right: %v", rec.Code, rec.Body.Len(), bytes.Equal(rec.Body.Bytes(), w.nar))
+	}
+}
+
+type fakeStore struct {
+	paths map[verify.StoreHash]*verify.NarInfo
+	nars  map[verify.StoreHash][]byte
+}
+
+func (s *fakeStore) add(info *verify.NarInfo, nar []byte) {
+	if s.paths == nil {
+		s.paths, s.nars = map[verify.StoreHash]*verify.NarInfo{}, map[verify.StoreHash][]byte{}
+	}
+	s.paths[info.StorePath.Hash()], s.nars[info.StorePath.Hash()] = info, nar
+}
+
+func (s *fakeStore) Has(h verify.StoreHash) bool { return s.paths[h] != nil }
+
+func (s *fakeStore) Shared(h verify.StoreHash, _ verify.Scope) bool {
+	return s.Has(h) && len(s.paths[h].Sigs) > 0
+}
+
+func (s *fakeStore) Info(_ context.Context, h verify.StoreHash) (*verify.NarInfo, error) {
+	if n := s.paths[h]; n != nil {
+		return n, nil
+	}
+	return nil, ErrAbsent
+}
+
+func (s *fakeStore) NAR(_ context.Context, h verify.StoreHash) (binarycache.Content, error) {
+	if b, ok := s.nars[h]; ok {
+		return memNAR(b), nil
+	}
+	return nil, ErrAbsent
+}
+
+type memNAR []byte
+
+func (m memNAR) Size() int64 { return int64(len(m)) }
+func (m memNAR) WriteRange(_ context.Context, w io.Writer, off, n int64) (int64, error) {
+	k, err := w.Write(m[off : off+n])
+	return int64(k), err
+}
+
+// behaviour is how a fake source treats its NAR.
+type behaviour struct {
+	stopAt   int           // after that many bytes of the NAR's whole ...
+	stall    bool          // ... it is silent (else the connection breaks); 0 = never stops
+	corrupt  int           // offset of a flipped byte, -1 none
+	refuse   bool          // open fails
+	absent   bool          // says no to everything
+	hangOpen bool          // never answers
+	perRead  time.Duration // between pieces of 64 KiB
+}
+
+var honest = behaviour{corrupt: -1}
+
+type body struct {
+	b      behaviour
+	nar    []byte
+	off    int
+	ctx    context.Context
+	closed chan struct{}
+	once   sync.Once
+}
+
+func (b *body) Close() error     { b.once.Do(func() { close(b.closed) }); return nil }
+func (b *body) WireBytes() int64 { return int64(b.off) }
+
+func (b *body) Read(p []byte) (int, error) {
+	if b.b.perRead > 0 {
+		select {
+		case <-time.After(b.b.perRead):
+		case <-b.closed:
+			return 0, io.ErrClosedPipe
+		}
+	}
+	end := len(b.nar)
+	if b.b.stopAt > 0 && b.b.stopAt < end {
+		end = b.b.stopAt
+	}
+	if b.off >= end {
+		if end == len(b.nar) {
+			return 0, io.EOF
+		}
+		if b.b.stall {
+			<-b.closed
+			return 0, io.ErrClosedPipe
+		}
+		return 0, errors.New("connection reset by test")
+	}
+	n := copy(p[:min(len(p), 64<<10)], b.nar[b.off:end])
+	if c := b.b.corrupt; c >= b.off && c < b.off+n {
+		p[c-b.off] ^= 0x55
+	}
+	b.off += n
+	return n, nil
+}
+
+func (b behaviour) open(ctx context.Context, nar []byte, off int64) (*body, error) {
+	switch {
+	case b.absent:
+		return nil, ErrAbsent
+	case b.refuse:
+		return nil, errors.New("refused by test")
+	case b.hangOpen:
+		<-ctx.Done()
+		return nil, ctx.Err()
+	}
+	return &body{b: b, nar: nar, off: int(off), ctx: ctx, closed: make(chan struct{})}, nil
+}
+
+type fakePeers []*fakePeer
+
+func (l *fakePeers) Holders(d verify.PathDigest, _ int64) []Peer {
+	var out []Peer
+	for _, p := range *l {
+		if !p.out() && p.w.path.Hash().Digest() == d {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+type fakePeer struct {
+	w  *world
+	id string
+	behaviour
+
+	mu                sync.Mutex
+	opened            []int64
+	goods             int
+	flakies, convicts []error
+}
+
+func (w *world) peer(id string, b behaviour) *fakePeer {
+	p := &fakePeer{w: w, id: id, behaviour: b}
+	w.peers = append(w.peers, p)
+	return p
+}
+
+func (p *fakePeer) out() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.convicts)+len(p.flakies) > 0
+}
+
+func (p *fakePeer) ID() string         { return p.id }
+func (p *fakePeer) RTT() time.Duration { return 2 * time.Millisecond }
+
+func (p *fakePeer) NarInfo(ctx context.Context, _ verify.PathDigest) (*verify.NarInfo, error) {
+	if _, err := p.open(ctx, nil, 0); err != nil {
+		return nil, err
+	}
+	return p.w.info, nil
+}
+
+func (p *fakePeer) NAR(ctx context.Context, _ verify.StoreHash, _ verify.Hash, _, off int64) (io.ReadCloser, error) {
+	p.mu.Lock()
+	p.opened = append(p.opened, off)
+	p.mu.Unlock()
+	b, err := p.open(ctx, p.w.nar, off)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func (p *fakePeer) Good() { p.mu.Lock(); p.goods++; p.mu.Unlock() }
+
+func (p *fakePeer) Flaky(err error) {
+	p.mu.Lock()
+	p.flakies = append(p.flakies, err)
+	p.mu.Unlock()
+}
+
+func (p *fakePeer) Convict(err error) {
+	p.mu.Lock()
+	p.convicts = append(p.convicts, err)
+	p.mu.Unlock()
+}
+
+// fakeUpstream serves the world's path.
+type fakeUpstream struct {
+	w    *world
+	name string
+	behaviour
+
+	mu       sync.Mutex
+	narInfos int
+	opened   []int64
+}
+
+func (w *world) upstream(name string, b behaviour) *fakeUpstream {
+	u := &fakeUpstream{w: w, name: name, behaviour: b}
+	w.ups = append(w.ups, u)
+	return u
+}
+
+// become changes how it behaves from now on.
+func (u *fakeUpstream) become(b behaviour) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.behaviour = b
+}
+
+func (u *fakeUpstream) now() behaviour {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.behaviour
+}
+
+func (u *fakeUpstream) URL() string                                      { return "http://" + u.name }
+func (u *fakeUpstream) CanForward(string) bool                           { return false }
+func (u *fakeUpstream) Forward(http.ResponseWriter, *http.Request) error { return ErrAbsent }
+
+func (u *fakeUpstream) NarInfo(ctx context.Context, h verify.StoreHash) (*verify.Verified, string, error) {
+	u.mu.Lock()
+	u.narInfos++
+	u.mu.Unlock()
+	if _, err := u.now().open(ctx, nil, 0); err != nil {
+		return nil, "", err
+	}
+	if h != u.w.path.Hash() {
+		return nil, "", fmt.Errorf("%s: %w", h, ErrAbsent)
+	}
+	v, err := u.Parse(h, u.w.info.String())
+	return v, u.w.info.String(), err
+}
+
+func (u *fakeUpstream) Parse(_ verify.StoreHash, text string) (*verify.Verified, error) {
+	n, err := verify.ParseNarInfo(text)
+	if err != nil {
+		return nil, err
+	}
+	return u.w.keys.Verify(n)
+}
+
+func (u *fakeUpstream) NAR(ctx context.Context, _ *verify.Verified, off int64) (NARBody, error) {
+	u.mu.Lock()
+	u.opened = append(u.opened, off)
+	u.mu.Unlock()
+	b, err := u.now().open(ctx, u.w.nar, off)
+	if err != nil {
+		return nil, err
+	}
+	return b, nil
+}
+
+func tcpAddr(s string) net.Addr { return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(s)) }

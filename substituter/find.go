@@ -1,0 +1,306 @@
+package substituter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync/atomic"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sync/singleflight"
+
+	"github.com/flurry-nix/flurry/binarycache"
+	"github.com/flurry-nix/flurry/verify"
+)
+
+// Patience with narinfo questions. Nix wants an answer in well under a second and no error, ever.
+const (
+	findPatience     = 3500 * time.Millisecond // all sources together; then it is a miss
+	peerHedgeLeast   = 100 * time.Millisecond  // a busy LAN peer answers within that; after that much silence of a peer the next source is asked too
+	peerHedgeMost    = 300 * time.Millisecond
+	upstreamHedge    = 700 * time.Millisecond
+	peersAsked       = 3       // of those that claim to have a path
+	memoryNarInfos   = 1 << 15 // verified narinfos held, about 1 KiB each
+	memoryNegatives  = 1 << 14
+	memoryNegativeOK = 30 * time.Second // a definite miss is not looked up again on disk for so long
+)
+
+// found is a verified narinfo and who can serve the NAR by it.
+type found struct {
+	v        *verify.Verified
+	upstream Upstream // whose narinfo it is; nil if a peer's or the local store's
+	text     string   // the answer to Nix
+}
+
+// newFound renders the answer to Nix. What a peer wrote into unsigned fields (Deriver, System, CA) is not
+// passed on: Nix refuses a path with a wrong CA.
+func newFound(v *verify.Verified, up Upstream) *found {
+	reader := verify.ScopeNone
+	if up == nil {
+		reader = verify.ScopeGroup
+	}
+	url := binarycache.NARURL(v.Path().Hash(), v.NarHash())
+	return &found{v: v, upstream: up, text: v.For(reader, url, "none").String()}
+}
+
+// finder turns store hashes into verified narinfos. Safe for concurrent use.
+type finder struct {
+	storeDir  string
+	keys      *verify.Keys
+	store     Store
+	peers     Peers
+	upstreams []Upstream
+	disk      *narInfoCache
+	memory    *lru.Cache[verify.StoreHash, *found]
+	misses    *lru.Cache[verify.StoreHash, time.Time]
+	calls     singleflight.Group
+	log       *slog.Logger
+	now       func() time.Time
+
+	upstreamRequests atomic.Int64
+}
+
+// find returns the narinfo of h. Errors wrap [ErrAbsent] if every source said no; any other means that
+// some could not be asked in time. Concurrent calls for one h share the work; a caller that leaves
+// does not end it.
+func (f *finder) find(ctx context.Context, h verify.StoreHash) (*found, error) {
+	if got, ok := f.memory.Get(h); ok {
+		return got, nil
+	}
+	if f.knownMiss(h) {
+		return nil, ErrAbsent
+	}
+	call := f.calls.DoChan(h.String(), func() (any, error) {
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), findPatience)
+		defer cancel()
+		got, err := f.lookup(ctx, h)
+		if err != nil {
+			return nil, err
+		}
+		f.memory.Add(h, got)
+		return got, nil
+	})
+	select {
+	case r := <-call:
+		if r.Err != nil {
+			return nil, r.Err
+		}
+		return r.Val.(*found), nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// knownMiss tells whether h was found absent a moment ago and no neighbour has claimed it since.
+func (f *finder) knownMiss(h verify.StoreHash) bool {
+	at, ok := f.misses.Get(h)
+	return ok && f.now().Sub(at) < memoryNegativeOK && !f.store.Has(h) && len(f.peers.Holders(h.Digest(), 0)) == 0
+}
+
+// lookup asks the store, the disk, and then the network.
+func (f *finder) lookup(ctx context.Context, h verify.StoreHash) (*found, error) {
+	if f.store.Has(h) {
+		if info, err := f.store.Info(ctx, h); err == nil {
+			if v, err := f.keys.Verify(info); err == nil {
+				return newFound(v, nil), nil
+			}
+		}
+	}
+	entry, ok := f.disk.get(h)
+	if ok && !entry.absent {
+		if got := f.revive(h, entry); got != nil {
+			return got, nil
+		}
+	}
+	holders := f.peers.Holders(h.Digest(), 0)
+	if ok && entry.absent && len(holders) == 0 {
+		f.misses.Add(h, f.now())
+		return nil, ErrAbsent
+	}
+	return f.ask(ctx, h, holders, nil)
+}
+
+// revive verifies a cached text again.
+func (f *finder) revive(h verify.StoreHash, e cached) *found {
+	for _, up := range f.upstreams {
+		if up.URL() == e.from {
+			if v, err := up.Parse(h, e.text); err == nil {
+				return newFound(v, up)
+			}
+		}
+	}
+	n, err := verify.ParseNarInfo(e.text)
+	if err != nil {
+		return nil
+	}
+	v, err := f.verifyClaim(h, n)
+	if err != nil {
+		return nil
+	}
+	return newFound(v, nil)
+}
+
+// verifyClaim checks a narinfo that did not come from an upstream.
+func (f *finder) verifyClaim(h verify.StoreHash, n *verify.NarInfo) (*verify.Verified, error) {
+	if n.StorePath.Hash() != h || n.StorePath.Dir() != f.storeDir {
+		return nil, fmt.Errorf("narinfo of another path: %w", verify.ErrMalformed)
+	}
+	return f.keys.Verify(n)
+}
+
+// question is one source that can be asked for a narinfo.
+type question struct {
+	hedge time.Duration // after this much silence the next one is asked too
+	ask   func(ctx context.Context) (*found, error)
+}
+
+// ask asks peers and upstreams, the next one as soon as one fails or is slow; the first that gives a
+// narinfo that accept likes (nil: any) wins.
+func (f *finder) ask(ctx context.Context, h verify.StoreHash, holders []Peer, accept func(*verify.Verified) bool) (*found, error) {
+	var list []question
+	for _, p := range holders[:min(len(holders), peersAsked)] {
+		list = append(list, f.peerQuestion(p, h))
+	}
+	for _, up := range f.upstreams {
+		list = append(list, f.upstreamQuestion(up, h))
+	}
+	got, errs := race(ctx, list, accept)
+	if got != nil {
+		return got, nil
+	}
+	for _, err := range errs[min(len(holders), peersAsked):] {
+		if !errors.Is(err, ErrAbsent) {
+			return nil, fmt.Errorf("no source has it and an upstream could not be asked: %w", err)
+		}
+	}
+	if accept == nil && len(f.upstreams) > 0 {
+		f.disk.putAbsent(h)
+		f.misses.Add(h, f.now())
+	}
+	return nil, ErrAbsent
+}
+
+func (f *finder) peerQuestion(p Peer, h verify.StoreHash) question {
+	hedge := min(max(4*p.RTT(), peerHedgeLeast), peerHedgeMost)
+	return question{hedge, func(ctx context.Context) (*found, error) {
+		n, err := p.NarInfo(ctx, h.Digest())
+		if err != nil {
+			return nil, err
+		}
+		v, err := f.verifyClaim(h, n)
+		if err != nil {
+			return nil, fmt.Errorf("peer %s: %w", p.ID(), err)
+		}
+		f.disk.put(h, fromPeer, n.String())
+		return newFound(v, nil), nil
+	}}
+}
+
+func (f *finder) upstreamQuestion(up Upstream, h verify.StoreHash) question {
+	return question{upstreamHedge, func(ctx context.Context) (*found, error) {
+		return f.fromUpstream(ctx, up, h)
+	}}
+}
+
+// fromUpstream asks one upstream for its own narinfo, the only place that its NAR URL may come from.
+func (f *finder) fromUpstream(ctx context.Context, up Upstream, h verify.StoreHash) (*found, error) {
+	f.upstreamRequests.Add(1)
+	v, text, err := up.NarInfo(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	f.disk.put(h, up.URL(), text)
+	return newFound(v, up), nil
+}
+
+// ofUpstream returns up's narinfo of h, from memory or disk if it was asked before.
+func (f *finder) ofUpstream(ctx context.Context, up Upstream, h verify.StoreHash) (*found, error) {
+	if got, ok := f.memory.Get(h); ok && got.upstream == up {
+		return got, nil
+	}
+	if e, ok := f.disk.get(h); ok && !e.absent && e.from == up.URL() {
+		if v, err := up.Parse(h, e.text); err == nil {
+			return newFound(v, up), nil
+		}
+	}
+	return f.fromUpstream(ctx, up, h)
+}
+
+// findNAR returns a narinfo of h whose NAR has narHash. Nix may hold a narinfo that differs from the
+// one remembered here: then sources are asked again.
+func (f *finder) findNAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash) (*found, error) {
+	got, err := f.find(ctx, h)
+	if err != nil || got.v.NarHash() == narHash {
+		return got, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, findPatience)
+	defer cancel()
+	return f.ask(ctx, h, f.peers.Holders(h.Digest(), 0), func(v *verify.Verified) bool { return v.NarHash() == narHash })
+}
+
+// forget drops what is remembered of h after its NAR could not be had anywhere.
+func (f *finder) forget(h verify.StoreHash) {
+	f.memory.Remove(h)
+	f.disk.drop(h)
+}
+
+// clear forgets negative answers, or all.
+func (f *finder) clear(all bool) error {
+	f.misses.Purge()
+	if all {
+		f.memory.Purge()
+	}
+	return f.disk.clear(all)
+}
+
+// race asks the questions in order, each as soon as its predecessor failed or was silent for its
+// hedge time. It returns the first answer that accept likes, or one error for each question.
+func race(ctx context.Context, list []question, accept func(*verify.Verified) bool) (*found, []error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	type result struct {
+		i   int
+		got *found
+		err error
+	}
+	results := make(chan result, len(list))
+	errs := make([]error, len(list))
+	for i := range errs {
+		errs[i] = context.DeadlineExceeded
+	}
+	hedge := time.NewTimer(0)
+	defer hedge.Stop()
+	started, open := 0, 0
+	for {
+		select {
+		case <-ctx.Done():
+			return nil, errs
+		case r := <-results:
+			open--
+			if r.err == nil && (accept == nil || accept(r.got.v)) {
+				return r.got, nil
+			}
+			if r.err == nil {
+				r.err = fmt.Errorf("another build of the path: %w", ErrAbsent)
+			}
+			errs[r.i] = r.err
+			hedge.Reset(0)
+		case <-hedge.C:
+			if started == len(list) {
+				break
+			}
+			i := started
+			started, open = started+1, open+1
+			hedge.Reset(list[i].hedge)
+			go func() {
+				got, err := list[i].ask(ctx)
+				results <- result{i, got, err}
+			}()
+		}
+		if open == 0 && started == len(list) {
+			return nil, errs
+		}
+	}
+}

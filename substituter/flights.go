@@ -1,0 +1,220 @@
+package substituter
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/flurry-nix/flurry/verify"
+)
+
+const (
+	// A spool stays for a while after its last reader: Nix may come back with a Range.
+	linger     = time.Minute
+	sweepEvery = 5 * time.Second
+)
+
+// Stats counts what the substituter did since it started. All bytes are of uncompressed NARs but Wire.
+type Stats struct {
+	FromPeers, FromUpstream, FromStore, ToNix atomic.Int64
+	Wire                                      atomic.Int64 // from upstreams, as sent
+	NarInfoHits, NarInfoMisses                atomic.Int64
+	Served, Failed, Switched, Rejected        atomic.Int64 // NARs; changes of source mid-NAR; mismatches
+}
+
+func (s *Stats) received(src source, n int64) {
+	if src.fromPeer() {
+		s.FromPeers.Add(n)
+	} else {
+		s.FromUpstream.Add(n)
+	}
+}
+
+// flights is the set of NARs on their way or just landed, by NarHash: the same NAR may belong to
+// several paths. mu guards byHash; it is taken before a flight's own locks.
+type flights struct {
+	dir      string // of spool files
+	finder   *finder
+	stats    *Stats
+	log      *slog.Logger
+	now      func() time.Time
+	memory   atomic.Int64 // bytes that spools may still hold in memory
+	distrust sync.Map     // upstream URL → time.Time until which it is asked last
+	keep     int64        // bytes of landed spools kept for latecomers
+
+	mu     sync.Mutex
+	byHash map[verify.Hash]*flight
+	ctx    context.Context // of all flights; set by run
+	wg     sync.WaitGroup
+}
+
+// clearSpool removes what a predecessor left behind.
+func (a *flights) clearSpool() {
+	left, _ := filepath.Glob(filepath.Join(a.dir, "nar-*"))
+	for _, f := range left {
+		os.Remove(f)
+	}
+}
+
+// run lets flights fly until ctx ends and drops those that nobody needs any more.
+func (a *flights) run(ctx context.Context) error {
+	tick := time.NewTicker(sweepEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			a.sweep(linger)
+		case <-ctx.Done():
+			a.wg.Wait()
+			a.sweep(-1)
+			return nil
+		}
+	}
+}
+
+// join returns the flight that fetches v's NAR, a new one if need be, with one more reader.
+func (a *flights) join(v *verify.Verified) (*flight, *reader, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f := a.byHash[v.NarHash()]
+	if f != nil {
+		f.mu.Lock()
+		if f.err == nil && !f.poisoned {
+			f.readers++
+			r := &reader{f, f.epoch}
+			f.mu.Unlock()
+			return f, r, nil
+		}
+		f.mu.Unlock() // a later request deserves a try of its own
+	}
+	if err := a.ctx.Err(); err != nil {
+		return nil, nil, err
+	}
+	s, err := newSpool(a.dir, v.NarSize(), &a.memory)
+	if err != nil {
+		return nil, nil, err
+	}
+	f = &flight{
+		hash: v.Path().Hash(), v: v, all: a, wire: func(n int64) { a.stats.Wire.Add(n) },
+		check: verify.NewChecker(v.NarHash(), v.NarSize()), changed: make(chan struct{}),
+		spool: s, progress: time.Now(), readers: 1,
+	}
+	old := a.byHash[v.NarHash()]
+	a.byHash[v.NarHash()] = f
+	if old != nil {
+		a.wg.Go(func() { a.dropWhenIdle(old) })
+	}
+	a.wg.Go(func() { f.run(a.ctx) })
+	return f, &reader{f, 0}, nil
+}
+
+// leave ends one reader's use of f.
+func (a *flights) leave(f *flight) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.readers--; f.readers == 0 {
+		f.idle = a.now()
+		f.broadcast()
+	}
+}
+
+// dropWhenIdle frees a flight that was replaced.
+func (a *flights) dropWhenIdle(f *flight) {
+	for {
+		f.mu.Lock()
+		if f.done && f.readers == 0 {
+			f.free()
+			f.mu.Unlock()
+			return
+		}
+		changed := f.changed
+		f.mu.Unlock()
+		select {
+		case <-changed:
+		case <-a.ctx.Done():
+			return
+		}
+	}
+}
+
+// free gives spools back; mu is held, there is no reader and no leg.
+func (f *flight) free() {
+	f.spool.close()
+	for _, s := range f.trash {
+		s.close()
+	}
+	f.trash = nil
+}
+
+// sweep drops landed flights that had no reader for age, and the oldest ones while too much is kept.
+func (a *flights) sweep(age time.Duration) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var kept int64
+	var oldest *flight
+	for {
+		kept, oldest = 0, nil
+		for hash, f := range a.byHash {
+			f.mu.Lock()
+			switch idle := f.done && f.readers == 0; {
+			case idle && (f.err != nil || a.now().Sub(f.idle) > age):
+				delete(a.byHash, hash)
+				f.free()
+			case idle:
+				kept += f.v.NarSize()
+				if oldest == nil || f.idle.Before(oldest.idle) {
+					oldest = f
+				}
+			}
+			f.mu.Unlock()
+		}
+		if kept <= a.keep || oldest == nil {
+			return
+		}
+		delete(a.byHash, oldest.v.NarHash())
+		oldest.mu.Lock()
+		if oldest.readers == 0 {
+			oldest.free()
+		}
+		oldest.mu.Unlock()
+	}
+}
+
+// landed records a finished flight.
+func (a *flights) landed(f *flight, parts []part, err error, took time.Duration) {
+	log := a.log.With("bytes", f.v.NarSize(), "ms", took.Milliseconds())
+	if f.v.Scope() == verify.ScopePublic {
+		log = log.With("path", f.v.Path().Base())
+	}
+	if err != nil {
+		if a.ctx.Err() == nil {
+			a.stats.Failed.Add(1)
+			log.Warn("NAR could not be fetched", "err", err)
+		}
+		return
+	}
+	var names []string
+	for _, p := range parts {
+		names = append(names, p.src.name())
+	}
+	log.Info("NAR fetched", "from", names)
+}
+
+// inFlight returns how many NARs are being fetched.
+func (a *flights) inFlight() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := 0
+	for _, f := range a.byHash {
+		f.mu.Lock()
+		if !f.done {
+			n++
+		}
+		f.mu.Unlock()
+	}
+	return n
+}

@@ -1,0 +1,209 @@
+package substituter
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/flurry-nix/flurry/verify"
+)
+
+// Lifetimes of cached narinfos.
+const (
+	// A positive answer is signed and does not change. Nix itself remembers it for 30 days and may ask
+	// for its NAR that late, so it is kept longer than that since its last use.
+	keepPositive = 40 * 24 * time.Hour
+	// A negative answer is short-lived: Nix keeps its own for an hour, and a new path appears any time.
+	keepNegative = 5 * time.Minute
+
+	touchAfter   = 24 * time.Hour // refresh a used entry's age at most that often
+	janitorEvery = 6 * time.Hour
+	writeQueue   = 1024 // narinfos waiting for the disk; more are not cached
+)
+
+const (
+	fromPeer   = "peer"
+	absentLine = "absent\n"
+)
+
+// narInfoCache keeps narinfos on disk, one small file each, so that a restart or a lost uplink loses
+// none. Entries are texts to be verified again when read: damage costs a question, not safety.
+// A file holds the line "from <upstream URL or peer>" and the narinfo, or the line "absent".
+type narInfoCache struct {
+	dir   string // "" disables the cache
+	log   *slog.Logger
+	queue chan cacheWrite
+	now   func() time.Time
+}
+
+type cacheWrite struct {
+	h    verify.StoreHash
+	text string
+	done chan struct{} // closed when everything queued before it is on disk; the entry is then empty
+}
+
+func newNarInfoCache(dir string, now func() time.Time, log *slog.Logger) *narInfoCache {
+	return &narInfoCache{dir: dir, log: log, now: now, queue: make(chan cacheWrite, writeQueue)}
+}
+
+func (c *narInfoCache) file(h verify.StoreHash) string {
+	name := h.String()
+	return filepath.Join(c.dir, name[:2], name+".narinfo")
+}
+
+// cached is an entry: a narinfo's text and its origin, or a fresh "absent".
+type cached struct {
+	text, from string
+	absent     bool
+}
+
+// get returns a usable entry; ok is false if there is none.
+func (c *narInfoCache) get(h verify.StoreHash) (e cached, ok bool) {
+	if c.dir == "" {
+		return e, false
+	}
+	file := c.file(h)
+	b, err := os.ReadFile(file)
+	if err != nil || len(b) > verify.MaxNarInfo {
+		return e, false
+	}
+	info, err := os.Stat(file)
+	if err != nil {
+		return e, false
+	}
+	age := c.now().Sub(info.ModTime())
+	if string(b) == absentLine {
+		return cached{absent: true}, age >= 0 && age < keepNegative
+	}
+	line, text, _ := strings.Cut(string(b), "\n")
+	from, ok := strings.CutPrefix(line, "from ")
+	if !ok {
+		return e, false
+	}
+	if age > touchAfter {
+		now := c.now()
+		os.Chtimes(file, now, now)
+	}
+	return cached{text: text, from: from}, true
+}
+
+// put stores a verified narinfo's text soon.
+func (c *narInfoCache) put(h verify.StoreHash, from, text string) {
+	c.enqueue(cacheWrite{h: h, text: "from " + from + "\n" + text})
+}
+
+// putAbsent stores that every upstream said it does not have h.
+func (c *narInfoCache) putAbsent(h verify.StoreHash) {
+	c.enqueue(cacheWrite{h: h, text: absentLine})
+}
+
+func (c *narInfoCache) enqueue(w cacheWrite) {
+	if c.dir == "" {
+		return
+	}
+	select {
+	case c.queue <- w:
+	default: // the disk is too slow; the answer is not lost, only its copy
+	}
+}
+
+// drop forgets one entry.
+func (c *narInfoCache) drop(h verify.StoreHash) {
+	if c.dir != "" {
+		os.Remove(c.file(h))
+	}
+}
+
+// run writes entries and clears out old ones until ctx ends; then it writes what is queued.
+func (c *narInfoCache) run(ctx context.Context) error {
+	if c.dir == "" {
+		<-ctx.Done()
+		return nil
+	}
+	c.sweep(ctx, false)
+	tick := time.NewTicker(janitorEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case w := <-c.queue:
+			c.write(w)
+		case <-tick.C:
+			c.sweep(ctx, false)
+		case <-ctx.Done():
+			for {
+				select {
+				case w := <-c.queue:
+					c.write(w)
+				default:
+					return nil
+				}
+			}
+		}
+	}
+}
+
+// write puts an entry in place whole. It is not synced: after a power cut a torn entry does not verify.
+func (c *narInfoCache) write(w cacheWrite) {
+	if w.done != nil {
+		close(w.done)
+		return
+	}
+	file := c.file(w.h)
+	tmp := file + ".new"
+	err := os.WriteFile(tmp, []byte(w.text), 0o600)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(filepath.Dir(file), 0o700); err == nil {
+			err = os.WriteFile(tmp, []byte(w.text), 0o600)
+		}
+	}
+	if err == nil {
+		err = os.Rename(tmp, file)
+	}
+	if err != nil {
+		c.log.Warn("a narinfo could not be cached; is the state directory's disk full?", "err", err)
+	}
+}
+
+// sweep removes entries that are too old; all negative ones if negative is set.
+func (c *narInfoCache) sweep(ctx context.Context, negative bool) {
+	filepath.WalkDir(c.dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return ctx.Err()
+		}
+		info, err := d.Info()
+		if err != nil {
+			return nil
+		}
+		age, absent := c.now().Sub(info.ModTime()), info.Size() == int64(len(absentLine))
+		if age > keepPositive || absent && (negative || age > keepNegative) {
+			os.Remove(path)
+		}
+		return ctx.Err()
+	})
+}
+
+// clear forgets the negative entries, or all of them.
+func (c *narInfoCache) clear(all bool) error {
+	if c.dir == "" {
+		return nil
+	}
+	if !all {
+		c.sweep(context.Background(), true)
+		return nil
+	}
+	entries, err := os.ReadDir(c.dir)
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	for _, e := range entries {
+		if err := os.RemoveAll(filepath.Join(c.dir, e.Name())); err != nil {
+			return err
+		}
+	}
+	return nil
+}

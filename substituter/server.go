@@ -1,0 +1,317 @@
+package substituter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/flurry-nix/flurry/binarycache"
+	"github.com/flurry-nix/flurry/verify"
+)
+
+// Config of a Server. The zero value serves /nix/store from memory alone, with no room for NARs.
+type Config struct {
+	StateDir     string   // narinfos and spooled NARs live below it; "" disables the narinfo cache
+	StoreDir     string   // default /nix/store
+	Priority     int      // in nix-cache-info; default 30, before the central cache's 40
+	AllowedHosts []string // further values of the Host header
+	MaxBuffer    int64    // bytes of memory for NARs on their way; the rest is in files; default 32 MiB
+	CacheSize    int64    // bytes of landed NARs kept for latecomers; default 1 GiB
+	Log          *slog.Logger
+	Now          func() time.Time // nil means time.Now
+}
+
+// Server answers Nix. Make it with New, let it work with Run, mount it with Handler.
+type Server struct {
+	cfg     Config
+	log     *slog.Logger
+	store   Store
+	keys    *verify.Keys
+	finder  *finder
+	flights flights
+	info    string
+	ready   chan struct{}
+
+	Stats Stats
+}
+
+// New makes a Server; it creates its directories below cfg.StateDir.
+func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Upstream) (*Server, error) {
+	cfg.defaults()
+	s := &Server{cfg: cfg, log: cfg.Log, store: store, keys: keys, ready: make(chan struct{})}
+	s.info = binarycache.Info(cfg.StoreDir, cfg.Priority)
+	narInfos, spools := "", os.TempDir()
+	if cfg.StateDir != "" {
+		narInfos, spools = filepath.Join(cfg.StateDir, "narinfo"), filepath.Join(cfg.StateDir, "spool")
+		for _, dir := range []string{narInfos, spools} {
+			if err := os.MkdirAll(dir, 0o700); err != nil {
+				return nil, fmt.Errorf("%w; make the state directory writable or set state_dir", err)
+			}
+		}
+	}
+	memory, err := lru.New[verify.StoreHash, *found](memoryNarInfos)
+	if err != nil {
+		return nil, err
+	}
+	misses, err := lru.New[verify.StoreHash, time.Time](memoryNegatives)
+	if err != nil {
+		return nil, err
+	}
+	s.finder = &finder{
+		storeDir: cfg.StoreDir, keys: keys, store: store, peers: peers, upstreams: upstreams,
+		disk: newNarInfoCache(narInfos, cfg.Now, cfg.Log), memory: memory, misses: misses, log: cfg.Log, now: cfg.Now,
+	}
+	s.flights.dir, s.flights.finder, s.flights.stats = spools, s.finder, &s.Stats
+	s.flights.log, s.flights.now, s.flights.keep = cfg.Log, cfg.Now, cfg.CacheSize
+	s.flights.memory.Store(cfg.MaxBuffer)
+	s.flights.byHash = map[verify.Hash]*flight{}
+	if cfg.StateDir != "" {
+		s.flights.clearSpool()
+	}
+	return s, nil
+}
+
+func (c *Config) defaults() {
+	if c.StoreDir == "" {
+		c.StoreDir = verify.DefaultStoreDir
+	}
+	if c.Priority == 0 {
+		c.Priority = 30
+	}
+	if c.MaxBuffer == 0 {
+		c.MaxBuffer = 32 << 20
+	}
+	if c.CacheSize == 0 {
+		c.CacheSize = 1 << 30
+	}
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+}
+
+// Run fetches and keeps house until ctx ends. Requests wait for it to have begun.
+func (s *Server) Run(ctx context.Context) error {
+	s.flights.ctx = ctx
+	close(s.ready)
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return s.flights.run(ctx) })
+	g.Go(func() error { return s.finder.disk.run(ctx) })
+	return g.Wait()
+}
+
+// Handler serves the binary cache, with extra for every path that is not the protocol's (a status page,
+// metrics); nil means 404. Requests that another web site caused are refused.
+func (s *Server) Handler(extra http.Handler) http.Handler {
+	return &guard{hosts: s.cfg.AllowedHosts, next: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.serve(w, r, extra)
+	})}
+}
+
+// serve dispatches one request. By hand: a narinfo's path is its name, and a mux would cost more than
+// the answer.
+func (s *Server) serve(w http.ResponseWriter, r *http.Request, extra http.Handler) {
+	if r.Method != http.MethodGet && r.Method != http.MethodHead {
+		if extra != nil {
+			extra.ServeHTTP(w, r)
+			return
+		}
+		w.Header().Set("Allow", "GET, HEAD")
+		w.WriteHeader(http.StatusMethodNotAllowed)
+		return
+	}
+	name := strings.TrimPrefix(r.URL.Path, "/")
+	switch {
+	case name == "nix-cache-info":
+		binarycache.WriteText(w, r, "text/x-nix-cache-info", s.info)
+	case strings.HasSuffix(name, ".narinfo"):
+		s.narInfo(w, r, strings.TrimSuffix(name, ".narinfo"))
+	case strings.HasPrefix(name, "nar/"):
+		s.nar(w, r, name)
+	case extra != nil && !s.forwardable(r.URL.Path):
+		extra.ServeHTTP(w, r)
+	default:
+		s.forward(w, r)
+	}
+}
+
+func (s *Server) narInfo(w http.ResponseWriter, r *http.Request, name string) {
+	h, err := verify.ParseStoreHash(name)
+	if err != nil {
+		binarycache.NotFound(w)
+		return
+	}
+	if !fromThisMachine(r) {
+		s.narInfoForStrangers(w, r, h)
+		return
+	}
+	<-s.ready
+	got, err := s.finder.find(r.Context(), h)
+	if err != nil {
+		s.Stats.NarInfoMisses.Add(1)
+		if !errors.Is(err, ErrAbsent) && r.Context().Err() == nil {
+			s.log.Info("answered a narinfo question with 404 for want of an answer", "err", err)
+		}
+		binarycache.NotFound(w)
+		return
+	}
+	s.Stats.NarInfoHits.Add(1)
+	binarycache.WriteText(w, r, "text/x-nix-narinfo", got.text)
+}
+
+// narInfoForStrangers serves another machine: this store's public paths and nothing else.
+func (s *Server) narInfoForStrangers(w http.ResponseWriter, r *http.Request, h verify.StoreHash) {
+	v, err := s.shareable(r.Context(), h)
+	if err != nil {
+		binarycache.NotFound(w)
+		return
+	}
+	binarycache.WriteNarInfo(w, r, v.For(verify.ScopePublic, binarycache.NARURL(h, v.NarHash()), "none"))
+}
+
+// shareable returns the narinfo of a path of this store that anybody may have, verified anew.
+func (s *Server) shareable(ctx context.Context, h verify.StoreHash) (*verify.Verified, error) {
+	if !s.store.Shared(h, verify.ScopePublic) {
+		return nil, ErrAbsent
+	}
+	info, err := s.store.Info(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	v, err := s.keys.Verify(info)
+	if err != nil {
+		return nil, err
+	}
+	if v.Scope() < verify.ScopePublic {
+		return nil, ErrAbsent
+	}
+	return v, nil
+}
+
+func (s *Server) nar(w http.ResponseWriter, r *http.Request, name string) {
+	h, narHash, ok := binarycache.ParseNARURL(name)
+	if !ok {
+		binarycache.NotFound(w)
+		return
+	}
+	if !fromThisMachine(r) {
+		if v, err := s.shareable(r.Context(), h); err != nil || v.NarHash() != narHash || !s.narFromStore(w, r, v) {
+			binarycache.NotFound(w)
+		}
+		return
+	}
+	<-s.ready
+	got, err := s.finder.findNAR(r.Context(), h, narHash)
+	if err != nil {
+		s.log.Info("asked for a NAR that nobody knows", "err", err)
+		binarycache.NotFound(w)
+		return
+	}
+	if s.store.Has(h) && s.narFromStore(w, r, got.v) {
+		return
+	}
+	s.narFromFlight(w, r, got)
+}
+
+// narFromStore serves a valid path of the local store; false if it could not begin to.
+func (s *Server) narFromStore(w http.ResponseWriter, r *http.Request, v *verify.Verified) bool {
+	content, err := s.store.NAR(r.Context(), v.Path().Hash())
+	if err != nil {
+		return false
+	}
+	if content.Size() != v.NarSize() {
+		s.log.Warn("a store path is not what its signature says: run nix-store --verify --check-contents --repair", "bytes", content.Size(), "want", v.NarSize())
+		return false
+	}
+	content = binarycache.Counted(binarycache.Counted(content, s.Stats.FromStore.Add), s.Stats.ToNix.Add)
+	binarycache.ServeNAR(w, r, content, 0, func(err error) {
+		s.Stats.Failed.Add(1)
+		s.log.Warn("serving a NAR from the store broke off", "err", err)
+	})
+	s.Stats.Served.Add(1)
+	return true
+}
+
+// narFromFlight fetches the NAR from peers and upstreams, or joins those who already do.
+func (s *Server) narFromFlight(w http.ResponseWriter, r *http.Request, got *found) {
+	if r.Method == http.MethodHead {
+		binarycache.ServeNAR(w, r, sizeOnly(got.v.NarSize()), 0, nil)
+		return
+	}
+	f, content, err := s.flights.join(got.v)
+	if err != nil {
+		s.log.Error("a NAR could not be fetched", "err", err)
+		binarycache.NotFound(w)
+		return
+	}
+	defer s.flights.leave(f)
+	// Without a byte in hand a quick 404 is the cheapest failure: Nix asks its next substituter.
+	if _, err := f.await(r.Context(), content.epoch, 0); err != nil {
+		if r.Context().Err() == nil {
+			s.finder.forget(got.v.Path().Hash())
+		}
+		binarycache.NotFound(w)
+		return
+	}
+	binarycache.ServeNAR(w, r, binarycache.Counted(content, s.Stats.ToNix.Add), 0, func(err error) {
+		s.log.Warn("a NAR broke off; Nix will ask again", "err", err)
+	})
+	s.Stats.Served.Add(1)
+}
+
+// sizeOnly is a NAR of which only the size is asked.
+type sizeOnly int64
+
+func (s sizeOnly) Size() int64 { return int64(s) }
+
+func (s sizeOnly) WriteRange(context.Context, io.Writer, int64, int64) (int64, error) {
+	return 0, errors.New("only the size is known")
+}
+
+// forwardable tells whether an upstream might know the path.
+func (s *Server) forwardable(path string) bool {
+	for _, up := range s.finder.upstreams {
+		if up.CanForward(path) {
+			return true
+		}
+	}
+	return false
+}
+
+// forward passes .ls, log/ and the like through from the first upstream that has it.
+func (s *Server) forward(w http.ResponseWriter, r *http.Request) {
+	if fromThisMachine(r) {
+		for _, up := range s.finder.upstreams {
+			if up.CanForward(r.URL.Path) && up.Forward(w, r) == nil {
+				return
+			}
+		}
+	}
+	binarycache.NotFound(w)
+}
+
+// InFlight returns how many NARs are being fetched now.
+func (s *Server) InFlight() int { return s.flights.inFlight() }
+
+// UpstreamRequests returns how many narinfo questions went to upstreams.
+func (s *Server) UpstreamRequests() int64 { return s.finder.upstreamRequests.Load() }
+
+// Forget clears negative narinfos, or with all every cached narinfo and every NAR that nobody reads.
+func (s *Server) Forget(all bool) error {
+	if all {
+		s.flights.sweep(-1)
+	}
+	return s.finder.clear(all)
+}

@@ -1,0 +1,110 @@
+package substituter
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+)
+
+// Patience with silent sources of NARs, before another one is started beside.
+const (
+	peerSilenceLeast = 250 * time.Millisecond
+	peerSilenceMost  = 900 * time.Millisecond
+	upstreamSilence  = 2 * time.Second
+)
+
+// source serves the bytes of one flight's NAR.
+type source interface {
+	name() string
+	fromPeer() bool
+	// streams tells whether its bytes may reach Nix before the whole is verified.
+	streams() bool
+	// patience is how long it may be silent before it is worth starting another source.
+	patience() time.Duration
+	// open returns the NAR from off on, unverified.
+	open(ctx context.Context, f *flight, off int64) (io.ReadCloser, error)
+	good()
+	flaky(err error)
+	convict(err error)
+}
+
+type peerSource struct{ Peer }
+
+func (s peerSource) name() string      { return "peer " + s.ID() }
+func (s peerSource) fromPeer() bool    { return true }
+func (s peerSource) streams() bool     { return false }
+func (s peerSource) good()             { s.Good() }
+func (s peerSource) convict(err error) { s.Convict(err) }
+
+func (s peerSource) flaky(err error) {
+	if !errors.Is(err, ErrAbsent) && !errors.Is(err, context.Canceled) {
+		s.Flaky(err)
+	}
+}
+
+func (s peerSource) patience() time.Duration {
+	return min(max(8*s.RTT(), peerSilenceLeast), peerSilenceMost)
+}
+
+func (s peerSource) open(ctx context.Context, f *flight, off int64) (io.ReadCloser, error) {
+	return s.NAR(ctx, f.hash, f.v.NarHash(), f.v.NarSize(), off)
+}
+
+type upstreamSource struct {
+	Upstream
+	all *flights
+}
+
+// distrustTime is how long an upstream that served wrong bytes is asked last and not streamed from: the
+// fault is mostly a broken mirror's or proxy's and passes.
+const distrustTime = 10 * time.Minute
+
+// distrusted tells whether the source served wrong bytes not long ago.
+func (s upstreamSource) distrusted() bool {
+	until, ok := s.all.distrust.Load(s.URL())
+	return ok && s.all.now().Before(until.(time.Time))
+}
+
+func (s upstreamSource) name() string            { return s.URL() }
+func (s upstreamSource) fromPeer() bool          { return false }
+func (s upstreamSource) patience() time.Duration { return upstreamSilence }
+func (s upstreamSource) streams() bool           { return !s.distrusted() }
+func (s upstreamSource) good()                   {}
+func (s upstreamSource) flaky(error)             {}
+
+func (s upstreamSource) convict(err error) {
+	s.all.distrust.Store(s.URL(), s.all.now().Add(distrustTime))
+	s.all.log.Warn("upstream served wrong bytes", "upstream", s.URL(), "err", err)
+}
+
+// open takes the NAR's location from this upstream's own narinfo, whoever told of the path first.
+func (s upstreamSource) open(ctx context.Context, f *flight, off int64) (io.ReadCloser, error) {
+	got, err := s.all.finder.ofUpstream(ctx, s.Upstream, f.hash)
+	if err != nil {
+		return nil, err
+	}
+	if got.v.NarHash() != f.v.NarHash() || got.v.NarSize() != f.v.NarSize() {
+		return nil, fmt.Errorf("%s has another build of the path: %w", s.URL(), ErrAbsent)
+	}
+	body, err := s.NAR(ctx, got.v, off)
+	if err != nil {
+		return nil, err
+	}
+	return &wireCounter{NARBody: body, total: f.wire}, nil
+}
+
+// wireCounter adds up what an upstream sent, compressed.
+type wireCounter struct {
+	NARBody
+	total func(int64)
+	seen  int64
+}
+
+func (c *wireCounter) Close() error {
+	n := c.WireBytes()
+	c.total(n - c.seen)
+	c.seen = n
+	return c.NARBody.Close()
+}
