@@ -14,6 +14,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -30,6 +31,7 @@ type world struct {
 	path    verify.StorePath
 	nar     []byte
 	info    *verify.NarInfo
+	more    map[verify.StoreHash]*otherPath // besides path
 	peers   fakePeers
 	store   *fakeStore
 	ups     []Upstream
@@ -47,6 +49,38 @@ func newWorld(t *testing.T, size int) *world {
 	w := &world{t: t, private: private, keys: keys, store: &fakeStore{}, dir: t.TempDir()}
 	w.path, w.nar, w.info = w.makePath("a", size)
 	return w
+}
+
+// otherPath is one more path that every source of the world has.
+type otherPath struct {
+	nar  []byte
+	info *verify.NarInfo
+}
+
+// add makes one more signed path, with references.
+func (w *world) add(name string, size int, refs ...verify.StorePath) verify.StorePath {
+	path, nar, info := w.makePath(name, size)
+	for _, r := range refs {
+		info.References = append(info.References, r.Base())
+	}
+	sig := ed25519.Sign(w.private, []byte(info.Fingerprint()))
+	info.Sigs = []string{"test-1:" + base64.StdEncoding.EncodeToString(sig)}
+	if w.more == nil {
+		w.more = map[verify.StoreHash]*otherPath{}
+	}
+	w.more[path.Hash()] = &otherPath{nar, info}
+	return path
+}
+
+// of returns what the sources serve under h.
+func (w *world) of(h verify.StoreHash) (nar []byte, info *verify.NarInfo) {
+	if o := w.more[h]; o != nil {
+		return o.nar, o.info
+	}
+	if h == w.path.Hash() {
+		return w.nar, w.info
+	}
+	return nil, nil
 }
 
 // makePath makes a signed path whose NAR is size random bytes.
@@ -309,6 +343,13 @@ type fakeUpstream struct {
 	mu       sync.Mutex
 	narInfos int
 	opened   []int64
+	names    []string // of the NARs asked for
+}
+
+func (u *fakeUpstream) asked() []string {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return slices.Clone(u.names)
 }
 
 func (w *world) upstream(name string, b behaviour) *fakeUpstream {
@@ -341,11 +382,12 @@ func (u *fakeUpstream) NarInfo(ctx context.Context, h verify.StoreHash) (*verify
 	if _, err := u.now().open(ctx, nil, 0); err != nil {
 		return nil, "", err
 	}
-	if h != u.w.path.Hash() {
+	_, info := u.w.of(h)
+	if info == nil {
 		return nil, "", fmt.Errorf("%s: %w", h, ErrAbsent)
 	}
-	v, err := u.Parse(h, u.w.info.String())
-	return v, u.w.info.String(), err
+	v, err := u.Parse(h, info.String())
+	return v, info.String(), err
 }
 
 func (u *fakeUpstream) Parse(_ verify.StoreHash, text string) (*verify.Verified, error) {
@@ -356,11 +398,13 @@ func (u *fakeUpstream) Parse(_ verify.StoreHash, text string) (*verify.Verified,
 	return u.w.keys.Verify(n)
 }
 
-func (u *fakeUpstream) NAR(ctx context.Context, _ *verify.Verified, off int64) (NARBody, error) {
+func (u *fakeUpstream) NAR(ctx context.Context, v *verify.Verified, off int64) (NARBody, error) {
 	u.mu.Lock()
 	u.opened = append(u.opened, off)
+	u.names = append(u.names, v.Path().Name())
 	u.mu.Unlock()
-	b, err := u.now().open(ctx, u.w.nar, off)
+	nar, _ := u.w.of(v.Path().Hash())
+	b, err := u.now().open(ctx, nar, off)
 	if err != nil {
 		return nil, err
 	}

@@ -50,6 +50,7 @@ type flight struct {
 	done     bool
 	err      error
 	readers  int
+	asked    bool      // Nix asked for it; else it is only fetched ahead
 	idle     time.Time // since when there are no readers
 	trash    []*spool  // of failed tries; a reader may still be writing from one
 }

@@ -15,6 +15,7 @@ import (
 const (
 	// A spool stays for a while after its last reader: Nix may come back with a Range.
 	linger     = time.Minute
+	lingerIdle = 5 * time.Minute // of a NAR fetched ahead that nobody has asked for yet
 	sweepEvery = 5 * time.Second
 )
 
@@ -45,6 +46,8 @@ type flights struct {
 	memory   atomic.Int64 // bytes that spools may still hold in memory
 	distrust sync.Map     // upstream URL → time.Time until which it is asked last
 	keep     int64        // bytes of landed spools kept for latecomers
+
+	changed chan struct{} // gets a token when a flight landed or was asked for
 
 	mu     sync.Mutex
 	byHash map[verify.Hash]*flight
@@ -80,36 +83,85 @@ func (a *flights) run(ctx context.Context) error {
 func (a *flights) join(v *verify.Verified) (*flight, *reader, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	f := a.byHash[v.NarHash()]
-	if f != nil {
-		f.mu.Lock()
-		if f.err == nil && !f.poisoned {
-			f.readers++
-			r := &reader{f, f.epoch}
-			f.mu.Unlock()
-			return f, r, nil
-		}
-		f.mu.Unlock() // a later request deserves a try of its own
-	}
-	if err := a.ctx.Err(); err != nil {
-		return nil, nil, err
-	}
-	s, err := newSpool(a.dir, v.NarSize(), &a.memory)
+	f, err := a.open(v)
 	if err != nil {
 		return nil, nil, err
 	}
-	f = &flight{
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.readers++
+	f.asked = true
+	a.nudge()
+	return f, &reader{f, f.epoch}, nil
+}
+
+// prefetch starts a flight that nobody reads yet.
+func (a *flights) prefetch(v *verify.Verified) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if _, err := a.open(v); err != nil {
+		a.log.Debug("not fetched ahead", "err", err)
+	}
+}
+
+// open returns the flight for v's NAR; mu is held.
+func (a *flights) open(v *verify.Verified) (*flight, error) {
+	old := a.byHash[v.NarHash()]
+	if old != nil && old.usable() {
+		return old, nil
+	}
+	if err := a.ctx.Err(); err != nil {
+		return nil, err
+	}
+	s, err := newSpool(a.dir, v.NarSize(), &a.memory)
+	if err != nil {
+		return nil, err
+	}
+	f := &flight{
 		hash: v.Path().Hash(), v: v, all: a, wire: func(n int64) { a.stats.Wire.Add(n) },
 		check: verify.NewChecker(v.NarHash(), v.NarSize()), changed: make(chan struct{}),
-		spool: s, progress: time.Now(), readers: 1,
+		spool: s, progress: time.Now(), idle: a.now(),
 	}
-	old := a.byHash[v.NarHash()]
 	a.byHash[v.NarHash()] = f
-	if old != nil {
+	if old != nil { // it failed; a later request deserves a try of its own
 		a.wg.Go(func() { a.dropWhenIdle(old) })
 	}
 	a.wg.Go(func() { f.run(a.ctx) })
-	return f, &reader{f, 0}, nil
+	return f, nil
+}
+
+// usable tells whether more readers may join.
+func (f *flight) usable() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.err == nil && !f.poisoned
+}
+
+// roomAhead tells whether another NAR of size bytes may be fetched before Nix asks for it.
+func (a *flights) roomAhead(size int64) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var unread int64
+	flying := 0
+	for _, f := range a.byHash {
+		f.mu.Lock()
+		if !f.asked {
+			unread += f.v.NarSize()
+			if !f.done {
+				flying++
+			}
+		}
+		f.mu.Unlock()
+	}
+	return flying < aheadNARs && (unread == 0 || unread+size <= aheadBytes)
+}
+
+// nudge says that something changed; it never blocks.
+func (a *flights) nudge() {
+	select {
+	case a.changed <- struct{}{}:
+	default:
+	}
 }
 
 // leave ends one reader's use of f.
@@ -160,8 +212,12 @@ func (a *flights) sweep(age time.Duration) {
 		kept, oldest = 0, nil
 		for hash, f := range a.byHash {
 			f.mu.Lock()
+			limit := age
+			if !f.asked && age > 0 {
+				limit = lingerIdle
+			}
 			switch idle := f.done && f.readers == 0; {
-			case idle && (f.err != nil || a.now().Sub(f.idle) > age):
+			case idle && (f.err != nil || a.now().Sub(f.idle) > limit || f.asked && a.finder.store.Has(f.hash)):
 				delete(a.byHash, hash)
 				f.free()
 			case idle:
@@ -186,6 +242,7 @@ func (a *flights) sweep(age time.Duration) {
 
 // landed records a finished flight.
 func (a *flights) landed(f *flight, parts []part, err error, took time.Duration) {
+	a.nudge()
 	log := a.log.With("bytes", f.v.NarSize(), "ms", took.Milliseconds())
 	if f.v.Scope() == verify.ScopePublic {
 		log = log.With("path", f.v.Path().Base())

@@ -39,6 +39,7 @@ type Server struct {
 	keys    *verify.Keys
 	finder  *finder
 	flights flights
+	ahead   *ahead
 	info    string
 	ready   chan struct{}
 
@@ -74,7 +75,10 @@ func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Up
 	s.flights.dir, s.flights.finder, s.flights.stats = spools, s.finder, &s.Stats
 	s.flights.log, s.flights.now, s.flights.keep = cfg.Log, cfg.Now, cfg.CacheSize
 	s.flights.memory.Store(cfg.MaxBuffer)
-	s.flights.byHash = map[verify.Hash]*flight{}
+	s.flights.byHash, s.flights.changed = map[verify.Hash]*flight{}, make(chan struct{}, 1)
+	if s.ahead, err = newAhead(s.finder, &s.flights, store); err != nil {
+		return nil, err
+	}
 	if cfg.StateDir != "" {
 		s.flights.clearSpool()
 	}
@@ -109,6 +113,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return s.flights.run(ctx) })
 	g.Go(func() error { return s.finder.disk.run(ctx) })
+	g.Go(func() error { return s.ahead.run(ctx) })
 	return g.Wait()
 }
 
@@ -168,6 +173,7 @@ func (s *Server) narInfo(w http.ResponseWriter, r *http.Request, name string) {
 		return
 	}
 	s.Stats.NarInfoHits.Add(1)
+	s.ahead.answered(got)
 	binarycache.WriteText(w, r, "text/x-nix-narinfo", got.text)
 }
 
@@ -250,6 +256,7 @@ func (s *Server) narFromFlight(w http.ResponseWriter, r *http.Request, got *foun
 		binarycache.ServeNAR(w, r, sizeOnly(got.v.NarSize()), 0, nil)
 		return
 	}
+	s.ahead.wanted(got)
 	f, content, err := s.flights.join(got.v)
 	if err != nil {
 		s.log.Error("a NAR could not be fetched", "err", err)

@@ -1,0 +1,227 @@
+package substituter
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	lru "github.com/hashicorp/golang-lru/v2"
+	"golang.org/x/sync/errgroup"
+
+	"github.com/flurry-nix/flurry/verify"
+)
+
+// Bounds of working ahead of Nix.
+const (
+	aheadNarInfos  = 16      // questions under way at once, as many as Nix itself asks
+	aheadQueue     = 1 << 14 // references waiting to be asked for; more are left to Nix
+	askedMost      = 1 << 14 // paths that Nix asked about lately
+	askedFresh     = 10 * time.Minute
+	aheadNARs      = 6                // NARs under way that Nix has not asked for yet
+	aheadBytes     = 512 << 20        // bytes of NARs fetched or under way that Nix has not asked for yet
+	aheadAbandoned = 15 * time.Second // without a request of Nix's the rest of a closure is not fetched
+)
+
+// ahead works ahead of Nix. Nix asks all narinfos of a closure, then wants NARs, each only once its
+// references are valid, old versions one at a time: the link would be idle most of the time. So
+// references' narinfos are fetched as soon as a path is known, and after the first NAR of a closure
+// the others are fetched, leaves first, within bounds. A narinfo question alone fetches no NAR.
+type ahead struct {
+	finder  *finder
+	flights *flights
+	store   Store
+	narinfo chan verify.StoreHash
+	kick    chan struct{}
+
+	mu     sync.Mutex // guards all below
+	asked  *lru.Cache[verify.StoreHash, askedPath]
+	queue  []*found // leaves first
+	queued map[verify.Hash]bool
+	last   time.Time // of Nix's latest NAR request
+}
+
+type askedPath struct {
+	got *found
+	at  time.Time
+}
+
+func newAhead(f *finder, fl *flights, store Store) (*ahead, error) {
+	asked, err := lru.New[verify.StoreHash, askedPath](askedMost)
+	if err != nil {
+		return nil, err
+	}
+	return &ahead{
+		finder: f, flights: fl, store: store, asked: asked, queued: map[verify.Hash]bool{},
+		narinfo: make(chan verify.StoreHash, aheadQueue), kick: make(chan struct{}, 1),
+	}, nil
+}
+
+// run works until ctx ends.
+func (a *ahead) run(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for range aheadNarInfos {
+		g.Go(func() error { return a.askNarInfos(ctx) })
+	}
+	g.Go(func() error { return a.fetchNARs(ctx) })
+	return g.Wait()
+}
+
+// answered notes that Nix was told of a path; its references will be asked for next.
+func (a *ahead) answered(got *found) {
+	a.mu.Lock()
+	a.asked.Add(got.v.Path().Hash(), askedPath{got, a.finder.now()})
+	a.mu.Unlock()
+	a.expect(got.v)
+}
+
+// expect queues the references of a path that are not known yet.
+func (a *ahead) expect(v *verify.Verified) {
+	for _, ref := range v.References() {
+		h, err := verify.ParseStoreHash(ref[:verify.StoreHashLen])
+		if err != nil || h == v.Path().Hash() || a.store.Has(h) || a.finder.memory.Contains(h) {
+			continue
+		}
+		select {
+		case a.narinfo <- h:
+		default:
+			return
+		}
+	}
+}
+
+func (a *ahead) askNarInfos(ctx context.Context) error {
+	for {
+		select {
+		case h := <-a.narinfo:
+			if a.finder.memory.Contains(h) {
+				continue
+			}
+			if got, err := a.finder.find(ctx, h); err == nil {
+				a.expect(got.v)
+			}
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// wanted notes that Nix asked for a NAR: if the path is part of a closure that Nix asked about, the
+// closure's other NARs will be wanted soon.
+func (a *ahead) wanted(got *found) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.last = a.finder.now()
+	if !a.queued[got.v.NarHash()] {
+		a.queued[got.v.NarHash()] = true
+		for _, next := range a.closureAround(got.v.Path().Hash()) {
+			if hash := next.v.NarHash(); !a.queued[hash] {
+				a.queued[hash] = true
+				a.queue = append(a.queue, next)
+			}
+		}
+	}
+	a.nudge()
+}
+
+func (a *ahead) nudge() {
+	select {
+	case a.kick <- struct{}{}:
+	default:
+	}
+}
+
+// closureAround returns, leaves first, what Nix asked about lately and needs for whatever needs h: the
+// closure of h's referrers. mu is held.
+func (a *ahead) closureAround(h verify.StoreHash) []*found {
+	fresh := a.finder.now().Add(-askedFresh)
+	known := map[verify.StoreHash]*found{}
+	referrers := map[verify.StoreHash][]verify.StoreHash{}
+	for _, from := range a.asked.Keys() {
+		p, ok := a.asked.Peek(from)
+		if !ok || p.at.Before(fresh) || a.store.Has(from) {
+			continue
+		}
+		known[from] = p.got
+		for _, to := range references(p.got.v) {
+			referrers[to] = append(referrers[to], from)
+		}
+	}
+	roots, seen := []verify.StoreHash{h}, map[verify.StoreHash]bool{h: true}
+	for i := 0; i < len(roots); i++ { // h and everything that needs it
+		for _, r := range referrers[roots[i]] {
+			if !seen[r] {
+				seen[r] = true
+				roots = append(roots, r)
+			}
+		}
+	}
+	var order []*found
+	done := map[verify.StoreHash]bool{h: true}
+	var visit func(verify.StoreHash)
+	visit = func(at verify.StoreHash) {
+		if done[at] || known[at] == nil {
+			return
+		}
+		done[at] = true
+		for _, to := range references(known[at].v) {
+			visit(to)
+		}
+		order = append(order, known[at])
+	}
+	for i := len(roots) - 1; i >= 0; i-- { // the outermost first, so that the order is one of its whole closure
+		visit(roots[i])
+	}
+	return order
+}
+
+// references returns the store hashes that a path refers to, itself excepted.
+func references(v *verify.Verified) []verify.StoreHash {
+	var out []verify.StoreHash
+	for _, ref := range v.References() {
+		if h, err := verify.ParseStoreHash(ref[:verify.StoreHashLen]); err == nil && h != v.Path().Hash() {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+// fetchNARs starts flights for the queue as room allows.
+func (a *ahead) fetchNARs(ctx context.Context) error {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		for a.startNext() {
+		}
+		select {
+		case <-a.kick:
+		case <-a.flights.changed:
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// startNext starts one flight, or returns false if there is none to start now.
+func (a *ahead) startNext() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.finder.now().Sub(a.last) > aheadAbandoned {
+		a.queue = nil
+		clear(a.queued)
+	}
+	for len(a.queue) > 0 {
+		next := a.queue[0]
+		if a.store.Has(next.v.Path().Hash()) {
+			a.queue = a.queue[1:]
+			continue
+		}
+		if !a.flights.roomAhead(next.v.NarSize()) {
+			return false
+		}
+		a.queue = a.queue[1:]
+		a.flights.prefetch(next.v)
+		return true
+	}
+	return false
+}

@@ -1,0 +1,88 @@
+package substituter
+
+import (
+	"net/http"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/flurry-nix/flurry/binarycache"
+	"github.com/flurry-nix/flurry/verify"
+)
+
+// closure adds leaf ← middle ← root, and a bystander that nothing refers to.
+func closure(w *world) (leaf, middle, root, bystander verify.StorePath) {
+	leaf = w.add("leaf", 1000)
+	middle = w.add("middle", 2000, leaf)
+	root = w.add("root", 3000, middle, leaf)
+	bystander = w.add("bystander", 4000)
+	return
+}
+
+func TestReferencesAreAskedForBeforeNixDoes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 10)
+		up := w.upstream("x", honest)
+		leaf, middle, root, _ := closure(w)
+		s := w.start()
+		get(s, root.Hash().String()+".narinfo")
+		synctest.Wait()
+		up.become(behaviour{refuse: true, corrupt: -1})
+		for _, p := range []verify.StorePath{leaf, middle} {
+			if rec := get(s, p.Hash().String()+".narinfo"); rec.Code != http.StatusOK {
+				t.Errorf("%s is not known", p.Name())
+			}
+		}
+	})
+}
+
+func TestAfterAFirstNARItsClosureIsFetchedLeavesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 10)
+		up := w.upstream("x", honest)
+		leaf, middle, root, bystander := closure(w)
+		s := w.start()
+		for _, p := range []verify.StorePath{root, middle, leaf, bystander} {
+			get(s, p.Hash().String()+".narinfo")
+		}
+		time.Sleep(time.Minute)
+		if got := up.asked(); len(got) != 0 {
+			t.Fatalf("narinfo questions alone fetched %v", got)
+		}
+		_, info := w.of(leaf.Hash())
+		if rec := get(s, binarycache.NARURL(leaf.Hash(), info.NarHash)); rec == nil || rec.Code != http.StatusOK {
+			t.Fatal("leaf")
+		}
+		synctest.Wait()
+		got := up.asked()
+		if slices.Contains(got, "bystander") {
+			t.Error("a path outside the closure was fetched")
+		}
+		slices.Sort(got)
+		if !slices.Equal(got, []string{"leaf", "middle", "root"}) {
+			t.Errorf("fetched %v", got)
+		}
+	})
+}
+
+func TestClosureOrderIsLeavesFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 10)
+		w.upstream("x", honest)
+		leaf, middle, root, bystander := closure(w)
+		s := w.start()
+		for _, p := range []verify.StorePath{bystander, root, leaf, middle} {
+			get(s, p.Hash().String()+".narinfo")
+		}
+		s.ahead.mu.Lock()
+		defer s.ahead.mu.Unlock()
+		var names []string
+		for _, f := range s.ahead.closureAround(leaf.Hash()) {
+			names = append(names, f.v.Path().Name())
+		}
+		if !slices.Equal(names, []string{"middle", "root"}) {
+			t.Errorf("order %v", names)
+		}
+	})
+}
