@@ -205,6 +205,8 @@ type behaviour struct {
 	absent   bool          // says no to everything
 	hangOpen bool          // never answers
 	perRead  time.Duration // between pieces of 64 KiB
+
+	alsoCorrupt []int // offsets of more flipped bytes
 }
 
 var honest = behaviour{corrupt: -1}
@@ -246,6 +248,11 @@ func (b *body) Read(p []byte) (int, error) {
 	n := copy(p[:min(len(p), 64<<10)], b.nar[b.off:end])
 	if c := b.b.corrupt; c >= b.off && c < b.off+n {
 		p[c-b.off] ^= 0x55
+	}
+	for _, c := range b.b.alsoCorrupt {
+		if c >= b.off && c < b.off+n {
+			p[c-b.off] ^= 0x55
+		}
 	}
 	b.off += n
 	return n, nil

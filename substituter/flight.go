@@ -11,41 +11,42 @@ import (
 	"github.com/flurry-nix/flurry/verify"
 )
 
-// errSuperseded ends a leg that another one overtook.
-var errSuperseded = errors.New("another source was quicker")
-
 // errNoSource: nobody who has the NAR could be made to send it.
 var errNoSource = errors.New("no source could serve the NAR")
 
 // errLocal: it is this machine's own trouble, no source's.
 var errLocal = errors.New("this machine could not keep the NAR")
 
-// tailHeld is how many of the last bytes wait for the verdict on the whole, so that no reader can take
-// a wrong NAR for a finished one.
-const tailHeld = 4 << 10
+const (
+	// tailHeld is how many of the last bytes wait for the verdict on the whole, so that no reader can take
+	// a wrong NAR for a finished one.
+	tailHeld = 4 << 10
+	// pollEvery is how often a flight looks for silence and for new sources.
+	pollEvery = 25 * time.Millisecond
+	// hashStep is how much is read back from a spool file at once to be hashed.
+	hashStep = 1 << 20
+)
 
-// flight fetches one NAR, once, for however many readers. Its run goroutine decides, its legs receive,
-// its readers wait. Lock order: write, then mu.
+// flight fetches one NAR, once, for however many readers. Its run goroutine decides, its legs receive
+// ranges, its hasher follows the contiguous front, its readers wait.
 type flight struct {
 	hash verify.StoreHash
 	v    *verify.Verified
 	all  *flights
 	wire func(int64) // adds up compressed bytes from upstreams
 
-	write sync.Mutex // serialises legs; guards owner and check
-	owner *leg
-	check *verify.Checker
-
 	mu       sync.Mutex    // guards all below
 	changed  chan struct{} // closed and replaced at every change
 	spool    *spool
-	at       int64     // bytes in spool
-	prefix   int64     // bytes of spool that came from an upstream and may stream unverified
-	hold     bool      // after a mismatch nothing streams until all is verified
-	served   int64     // unverified bytes shown to some reader
-	epoch    int       // number of mismatches; readers of an older epoch may hold wrong bytes
-	poisoned bool      // they do
-	parts    []part    // who sent what
+	claimed  spans // bytes that a leg has received; each is taken from one source only
+	written  spans // those that are in the spool
+	prefix   int64 // bytes from 0 on that came from upstreams and may stream unverified
+	hold     bool  // after a mismatch nothing streams until all is verified
+	served   int64 // unverified bytes shown to some reader
+	epoch    int   // number of mismatches; readers of an older epoch may hold wrong bytes
+	poisoned bool  // they do
+	legs     map[*leg]bool
+	parts    []part    // who sent what, in order of arrival
 	progress time.Time // of the last byte
 	done     bool
 	err      error
@@ -57,34 +58,37 @@ type flight struct {
 
 // part is a run of bytes from one source.
 type part struct {
-	src      source
-	from, to int64
+	src source
+	span
 }
 
-// failedTry is a NAR put together from several sources, one of which lied.
-type failedTry struct {
-	spool *spool
-	parts []part
-	err   error
-}
-
-// leg is one source at work for a flight.
+// leg is one source at work on one range. pos, end and lastByte are guarded by flight.mu.
 type leg struct {
-	src     source
-	start   int64 // where its first byte belongs
-	started time.Time
-	cancel  context.CancelFunc
-	pos     int64 // where its next byte belongs; its own goroutine's
-	moved   bool  // it was the owner once; guarded by flight.write
+	src      source
+	started  time.Time
+	cancel   context.CancelFunc
+	pos, end int64     // what it still has to bring; end shrinks when another source takes over the rest
+	got      int64     // bytes it contributed
+	lastByte time.Time // zero: none yet
+
+	dismissed bool // it was ended because its bytes came from elsewhere
 }
 
-// broadcast wakes all readers; mu is held.
+// silent is how long the leg has not brought a byte.
+func (l *leg) silent(now time.Time) time.Duration {
+	if l.lastByte.IsZero() {
+		return now.Sub(l.started)
+	}
+	return now.Sub(l.lastByte)
+}
+
+// broadcast wakes all who wait; mu is held.
 func (f *flight) broadcast() {
 	close(f.changed)
 	f.changed = make(chan struct{})
 }
 
-// servable returns how far readers of an epoch may read now; mu is held.
+// servable returns how far readers may read now; mu is held.
 func (f *flight) servable() int64 {
 	if f.done && f.err == nil {
 		return f.v.NarSize()
@@ -167,14 +171,23 @@ func (f *flight) run(ctx context.Context) {
 
 func (f *flight) fetch(ctx context.Context, p *plan) error {
 	for {
-		if err := f.fill(ctx, p); err != nil {
+		hashing, cancel := context.WithCancel(ctx)
+		verdict := make(chan error, 1)
+		go func() { verdict <- f.follow(hashing) }()
+		err := f.fill(ctx, p)
+		if err != nil {
+			cancel()
+			<-verdict
 			return err
 		}
-		f.write.Lock()
-		err := f.check.Finish()
-		f.write.Unlock()
-		if err == nil {
+		err = <-verdict
+		cancel()
+		var wrong *verify.MismatchError
+		switch {
+		case err == nil:
 			return p.acquit()
+		case !errors.As(err, &wrong):
+			return err
 		}
 		f.all.stats.Rejected.Add(1)
 		if err := f.restart(p, err); err != nil {
@@ -183,46 +196,79 @@ func (f *flight) fetch(ctx context.Context, p *plan) error {
 	}
 }
 
-// fill runs legs until every byte is there.
+// follow hashes the spool's contiguous front as it grows and returns the verdict on the whole.
+func (f *flight) follow(ctx context.Context) error {
+	check := verify.NewChecker(f.v.NarHash(), f.v.NarSize())
+	var buf []byte
+	for {
+		f.mu.Lock()
+		front, s, changed := f.written.front(), f.spool, f.changed
+		f.mu.Unlock()
+		for check.Written() < front {
+			piece, err := s.view(check.Written(), min(front-check.Written(), hashStep), &buf)
+			if err != nil {
+				return fmt.Errorf("%w: %w", errLocal, err)
+			}
+			if _, err := check.Write(piece); err != nil {
+				return err
+			}
+		}
+		if check.Written() == f.v.NarSize() {
+			return check.Finish()
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// legEnd is how a leg went.
+type legEnd struct {
+	leg *leg
+	err error
+}
+
+// fill runs legs until every byte is in the spool.
 func (f *flight) fill(ctx context.Context, p *plan) error {
 	ctx, cancel := context.WithCancel(ctx)
-	results := make(chan legEnd, 4)
-	running := map[*leg]bool{}
+	results := make(chan legEnd, maxLegs)
+	running := 0
 	defer func() {
 		cancel()
-		for range len(running) {
+		for ; running > 0; running-- {
 			<-results
 		}
+		f.mu.Lock()
+		f.legs = map[*leg]bool{}
+		f.mu.Unlock()
 	}()
-	var begun time.Time
-	begin := func(src source) {
-		begun = time.Now()
-		lctx, lcancel := context.WithCancel(ctx)
-		l := &leg{src: src, start: f.position(), started: begun, cancel: lcancel}
-		l.pos = l.start
-		running[l] = true
+	start := func(l *leg) {
+		var lctx context.Context
+		lctx, l.cancel = context.WithCancel(ctx)
+		running++
 		go func() { results <- legEnd{l, f.runLeg(lctx, l)} }()
 	}
 	for {
-		if f.position() == f.v.NarSize() {
+		finished, silence := f.look()
+		if finished {
 			return nil
 		}
-		f.cancelOvertaken(running)
-		silent := f.silence()
-		if len(running) == 0 || len(running) == 1 && min(silent, time.Since(begun)) > p.patience(running) {
-			if src := p.next(running); src != nil {
-				begin(src)
-			} else if len(running) == 0 && !p.another() {
-				return p.failure()
-			}
+		p.schedule(start)
+		if running == 0 && !p.another() {
+			return p.failure()
 		}
-		if silent > p.limit() {
-			return fmt.Errorf("%w: no byte for %v", errNoSource, silent.Round(time.Millisecond))
+		if silence > p.limit() {
+			return fmt.Errorf("%w: no byte for %v", errNoSource, silence.Round(time.Millisecond))
 		}
 		select {
 		case e := <-results:
-			delete(running, e.leg)
+			running--
 			e.leg.cancel()
+			f.mu.Lock()
+			delete(f.legs, e.leg)
+			f.mu.Unlock()
 			if errors.Is(e.err, errLocal) {
 				return e.err
 			}
@@ -234,43 +280,21 @@ func (f *flight) fill(ctx context.Context, p *plan) error {
 	}
 }
 
-// cancelOvertaken ends legs that are still silent where another one has gone on.
-func (f *flight) cancelOvertaken(running map[*leg]bool) {
-	f.write.Lock()
-	defer f.write.Unlock()
-	for l := range running {
-		if f.owner != l && (l.moved || l.start != f.check.Written()) {
-			l.cancel()
-		}
-	}
-}
-
-// pollEvery is how often a flight looks for silence.
-const pollEvery = 25 * time.Millisecond
-
-type legEnd struct {
-	leg *leg
-	err error
-}
-
-func (f *flight) position() int64 {
+// look tells whether all bytes are there and how long none came.
+func (f *flight) look() (finished bool, silence time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.at
-}
-
-// silence is how long no byte came.
-func (f *flight) silence() time.Duration {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return time.Since(f.progress)
+	return f.written.front() == f.v.NarSize(), time.Since(f.progress)
 }
 
 var legBuffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
 
-// runLeg copies from one source to the spool.
+// runLeg copies a range from one source to the spool.
 func (f *flight) runLeg(ctx context.Context, l *leg) error {
-	body, err := l.src.open(ctx, f, l.pos)
+	f.mu.Lock()
+	from := l.pos
+	f.mu.Unlock()
+	body, err := l.src.open(ctx, f, from)
 	if err != nil {
 		return err
 	}
@@ -282,12 +306,9 @@ func (f *flight) runLeg(ctx context.Context, l *leg) error {
 	for {
 		n, err := body.Read(*buf)
 		if n > 0 {
-			if werr := f.append(l, (*buf)[:n]); werr != nil {
+			if done, werr := f.keep(l, (*buf)[:n]); done || werr != nil {
 				return werr
 			}
-		}
-		if l.pos == f.v.NarSize() {
-			return nil
 		}
 		if err == io.EOF {
 			err = io.ErrUnexpectedEOF
@@ -298,44 +319,60 @@ func (f *flight) runLeg(ctx context.Context, l *leg) error {
 	}
 }
 
-// append adds bytes of a leg if they are the next ones.
-func (f *flight) append(l *leg, p []byte) error {
-	f.write.Lock()
-	defer f.write.Unlock()
-	if f.owner != l {
-		if f.check.Written() != l.pos {
-			return errSuperseded
+// keep stores what of p, a leg's next bytes, nobody else brought before. done says that the leg's range
+// is complete.
+func (f *flight) keep(l *leg, p []byte) (done bool, err error) {
+	for len(p) > 0 {
+		f.mu.Lock()
+		l.lastByte = time.Now()
+		g, ok := f.claimed.gap(l.pos, min(l.pos+int64(len(p)), l.end))
+		if !ok {
+			l.pos = min(l.pos+int64(len(p)), l.end)
+			break
 		}
-		if f.owner != nil {
-			f.owner.cancel()
-			if l.pos > 0 {
-				f.all.stats.Switched.Add(1)
-			}
+		p = p[g.from-l.pos:]
+		l.pos = g.to
+		f.claimed = f.claimed.add(g.from, g.to)
+		s := f.spool
+		f.mu.Unlock()
+
+		err := s.writeAt(p[:g.len()], g.from)
+
+		f.mu.Lock()
+		if err != nil {
+			f.mu.Unlock()
+			return false, fmt.Errorf("%w: %w", errLocal, err)
 		}
-		f.owner, l.moved = l, true
+		f.arrived(l, g)
+		p = p[g.len():]
+		if l.pos >= l.end {
+			break
+		}
+		f.mu.Unlock()
+		if len(p) == 0 {
+			return false, nil
+		}
 	}
-	if _, err := f.check.Write(p); err != nil {
-		return err
-	}
-	if err := f.spool.writeAt(p, l.pos); err != nil {
-		return fmt.Errorf("%w: %w", errLocal, err)
-	}
-	from := l.pos
-	l.pos += int64(len(p))
-	f.all.stats.received(l.src, int64(len(p)))
-	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.at, f.progress = l.pos, time.Now()
-	if l.src.streams() && f.prefix == from {
-		f.prefix = l.pos
+	_, more := f.claimed.gap(l.pos, l.end)
+	return !more, nil
+}
+
+// arrived takes note of bytes in the spool; mu is held.
+func (f *flight) arrived(l *leg, g span) {
+	f.written = f.written.add(g.from, g.to)
+	f.progress = time.Now()
+	l.got += g.len()
+	f.all.stats.received(l.src, g.len())
+	if l.src.streams() && f.prefix == g.from {
+		f.prefix = g.to
 	}
-	if k := len(f.parts); k > 0 && f.parts[k-1].src == l.src {
-		f.parts[k-1].to = l.pos
+	if k := len(f.parts); k > 0 && f.parts[k-1].src == l.src && f.parts[k-1].to == g.from {
+		f.parts[k-1].to = g.to
 	} else {
-		f.parts = append(f.parts, part{l.src, from, l.pos})
+		f.parts = append(f.parts, part{l.src, g})
 	}
 	f.broadcast()
-	return nil
 }
 
 // restart begins the NAR anew after its bytes proved wrong, keeping them as evidence.
@@ -344,14 +381,12 @@ func (f *flight) restart(p *plan, cause error) error {
 	if err != nil {
 		return err
 	}
-	f.write.Lock()
-	f.check, f.owner = verify.NewChecker(f.v.NarHash(), f.v.NarSize()), nil
-	f.write.Unlock()
 	f.mu.Lock()
 	bad := failedTry{f.spool, f.parts, cause}
-	f.spool, f.parts, f.at, f.prefix, f.hold = fresh, nil, 0, 0, true
+	f.spool, f.parts, f.claimed, f.written, f.prefix, f.hold = fresh, nil, nil, nil, 0, true
 	f.epoch++
 	f.progress = time.Now()
+	f.broadcast()
 	f.mu.Unlock()
 	return p.blame(bad)
 }

@@ -119,7 +119,7 @@ func (a *flights) open(v *verify.Verified) (*flight, error) {
 	}
 	f := &flight{
 		hash: v.Path().Hash(), v: v, all: a, wire: func(n int64) { a.stats.Wire.Add(n) },
-		check: verify.NewChecker(v.NarHash(), v.NarSize()), changed: make(chan struct{}),
+		changed: make(chan struct{}), legs: map[*leg]bool{},
 		spool: s, progress: time.Now(), idle: a.now(),
 	}
 	a.byHash[v.NarHash()] = f
@@ -254,11 +254,11 @@ func (a *flights) landed(f *flight, parts []part, err error, took time.Duration)
 		}
 		return
 	}
-	var names []string
+	from := map[string]int64{}
 	for _, p := range parts {
-		names = append(names, p.src.name())
+		from[p.src.name()] += p.len()
 	}
-	log.Info("NAR fetched", "from", names)
+	log.Info("NAR fetched", "from", from)
 }
 
 // inFlight returns how many NARs are being fetched.

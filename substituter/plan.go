@@ -2,9 +2,9 @@ package substituter
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -13,6 +13,8 @@ const (
 	maxMismatches  = 6                      // of one flight; after that it is given up
 	roundPause     = 300 * time.Millisecond // before all sources are tried once more
 	roundsMost     = 3
+	maxLegs        = 8
+	stealLeast     = 1 << 20 // bytes; less is not worth another request
 	// Without a byte for this long a flight that has shown Nix nothing ends: the next substituter is the
 	// better chance. One that has shown bytes holds on, since an abort costs Nix the whole NAR.
 	limitUnseen = 4500 * time.Millisecond
@@ -52,28 +54,101 @@ func (p *plan) candidates() []source {
 	return append(list, last...)
 }
 
-// next returns the best source that is not at work already, nil if there is none.
-func (p *plan) next(running map[*leg]bool) source {
+// ready returns the sources that are not at work, the most promising first.
+func (p *plan) ready() []source {
 	if time.Now().Before(p.resume) {
 		return nil
 	}
 	busy := map[string]bool{}
-	for l := range running {
+	p.f.mu.Lock()
+	for l := range p.f.legs {
 		busy[l.src.name()] = true
 	}
-	var best source
-	least := triesPerSource
+	p.f.mu.Unlock()
+	var byTries [triesPerSource][]source
 	for _, s := range p.candidates() {
 		name := s.name()
 		failed := p.failures[name]
 		if p.lone && p.contributed(name) {
 			failed++ // a source that is above suspicion first
 		}
-		if !busy[name] && !p.excluded[name] && failed < least {
-			best, least = s, failed
+		if !busy[name] && !p.excluded[name] && failed < triesPerSource {
+			byTries[failed] = append(byTries[failed], s)
 		}
 	}
-	return best
+	return slices.Concat(byTries[:]...)
+}
+
+// schedule starts legs where bytes are missing that nobody is bringing, beside legs that have gone
+// silent, and where a leg has so much left that another source should take half of it.
+func (p *plan) schedule(start func(*leg)) {
+	p.dismiss()
+	for _, src := range p.ready() {
+		l := p.assign(src)
+		if l == nil {
+			continue
+		}
+		p.f.mu.Lock()
+		p.f.legs[l] = true
+		p.f.mu.Unlock()
+		start(l)
+	}
+}
+
+// assign finds work for a source, nil if there is none.
+func (p *plan) assign(src source) *leg {
+	f := p.f
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if len(f.legs) >= maxLegs {
+		return nil
+	}
+	now := time.Now()
+	busy := append(spans(nil), f.claimed...)
+	var victim *leg // the leg with most left
+	for l := range f.legs {
+		if l.silent(now) > l.src.patience() {
+			continue // somebody else should try its bytes
+		}
+		busy = busy.add(l.pos, l.end)
+		if victim == nil || l.end-l.pos > victim.end-victim.pos {
+			victim = l
+		}
+	}
+	l := &leg{src: src, started: now}
+	if g, ok := busy.gap(0, f.v.NarSize()); ok {
+		l.pos, l.end = g.from, g.to
+		if !src.seeks() {
+			l.end = f.v.NarSize() // it passes by everything anyway
+		}
+		return l
+	}
+	if p.lone || victim == nil || !src.seeks() || victim.end-victim.pos < 2*stealLeast {
+		return nil
+	}
+	middle := (victim.pos + victim.end) / 2
+	middle -= middle % stealLeast
+	l.pos, l.end = middle, victim.end
+	victim.end = middle
+	return l
+}
+
+// dismiss ends legs whose next byte came from elsewhere.
+func (p *plan) dismiss() {
+	p.f.mu.Lock()
+	defer p.f.mu.Unlock()
+	for l := range p.f.legs {
+		if l.src.seeks() && p.f.claimed.has(l.pos) && l.pos < l.end || !l.src.seeks() && !p.useful(l) {
+			l.dismissed = true
+			l.cancel()
+		}
+	}
+}
+
+// useful tells whether a leg that cannot skip has anything left to bring; mu is held.
+func (p *plan) useful(l *leg) bool {
+	_, ok := p.f.claimed.gap(l.pos, l.end)
+	return ok
 }
 
 func (p *plan) contributed(name string) bool {
@@ -113,14 +188,6 @@ func (p *plan) allAbsent() bool {
 // absentWeight is what a definite no counts for: more than all other failures.
 const absentWeight = 100
 
-// patience is how long the running source may be silent.
-func (p *plan) patience(running map[*leg]bool) time.Duration {
-	for l := range running {
-		return l.src.patience()
-	}
-	return 0
-}
-
 // limit is how long the flight may go without a byte.
 func (p *plan) limit() time.Duration {
 	p.f.mu.Lock()
@@ -131,22 +198,26 @@ func (p *plan) limit() time.Duration {
 	return limitUnseen
 }
 
-// ended takes note of how a leg went.
+// ended takes note of how a leg went. One that was silent when its bytes came from elsewhere is to
+// blame; one that merely came second is not.
 func (p *plan) ended(l *leg, err error) {
 	if err == nil {
 		return
 	}
+	if l.got > 0 {
+		p.f.all.stats.Switched.Add(1)
+	}
 	name := l.src.name()
-	switch {
-	case errors.Is(err, ErrAbsent):
-		p.failures[name] += absentWeight
-	case errors.Is(err, errSuperseded), errors.Is(err, context.Canceled):
-		if l.moved || time.Since(l.started) > l.src.patience() { // else it merely came second
+	if l.dismissed {
+		if silent := l.silent(time.Now()); silent > l.src.patience() {
 			p.failures[name]++
-			l.src.flaky(fmt.Errorf("silent for more than %v", l.src.patience()))
+			l.src.flaky(fmt.Errorf("silent for %v", silent.Round(time.Millisecond)))
 		}
 		return
-	default:
+	}
+	if errors.Is(err, ErrAbsent) {
+		p.failures[name] += absentWeight
+	} else {
 		p.failures[name]++
 	}
 	p.last = err
@@ -221,6 +292,13 @@ func (p *plan) close() {
 	for _, t := range p.tries {
 		p.f.trash = append(p.f.trash, t.spool)
 	}
+}
+
+// failedTry is a NAR put together from sources of which one lied.
+type failedTry struct {
+	spool *spool
+	parts []part
+	err   error
 }
 
 // sameBytes compares [from, to) of two spools.

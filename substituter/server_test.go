@@ -79,6 +79,57 @@ func TestABreakIsMendedAtTheByteWhereItBroke(t *testing.T) {
 	})
 }
 
+func TestALargeNARComesFromSeveralPeersAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 32*mib)
+		for _, id := range []string{"A", "B", "C", "D"} {
+			w.peer(id, behaviour{corrupt: -1, perRead: time.Millisecond}) // 64 KiB each millisecond: 512 ms alone
+		}
+		s := w.start()
+		start := time.Now()
+		w.wantNAR(get(s, w.narURL()))
+		if took := time.Since(start); took > 200*time.Millisecond {
+			t.Errorf("four peers took %v, one alone takes 512 ms", took)
+		}
+		if got := s.Stats.FromPeers.Load(); got != 32*mib {
+			t.Errorf("%d bytes counted, want each byte once", got)
+		}
+	})
+}
+
+func TestASlowPeerHoldsNobodyUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 32*mib)
+		w.peer("slow", behaviour{corrupt: -1, perRead: 20 * time.Millisecond})
+		w.peer("fast", behaviour{corrupt: -1, perRead: time.Millisecond})
+		s := w.start()
+		start := time.Now()
+		w.wantNAR(get(s, w.narURL()))
+		if took := time.Since(start); took > 700*time.Millisecond {
+			t.Errorf("took %v, the fast one alone takes 512 ms", took)
+		}
+	})
+}
+
+func TestAmongManyALiarIsFoundByItsBytes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 32*mib)
+		for _, id := range []string{"A", "B", "C"} {
+			w.peer(id, behaviour{corrupt: -1, perRead: time.Millisecond})
+		}
+		liar := w.peer("liar", behaviour{corrupt: 12 * mib, perRead: time.Millisecond})
+		for off := 0; off < 32*mib; off += mib / 2 {
+			liar.alsoCorrupt = append(liar.alsoCorrupt, off)
+		}
+		w.wantNAR(get(w.start(), w.narURL()))
+		for _, p := range w.peers {
+			if convicted := len(p.convicts) > 0; convicted != (p == liar) {
+				t.Errorf("%s convicted: %v", p.id, p.convicts)
+			}
+		}
+	})
+}
+
 func TestUpstreamBytesStreamButPeerBytesWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3*mib)

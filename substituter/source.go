@@ -25,6 +25,8 @@ type source interface {
 	patience() time.Duration
 	// open returns the NAR from off on, unverified.
 	open(ctx context.Context, f *flight, off int64) (io.ReadCloser, error)
+	// seeks tells whether it starts at any byte for the price of a request; else it starts at 0 and skips.
+	seeks() bool
 	good()
 	flaky(err error)
 	convict(err error)
@@ -35,6 +37,7 @@ type peerSource struct{ Peer }
 func (s peerSource) name() string      { return "peer " + s.ID() }
 func (s peerSource) fromPeer() bool    { return true }
 func (s peerSource) streams() bool     { return false }
+func (s peerSource) seeks() bool       { return true }
 func (s peerSource) good()             { s.Good() }
 func (s peerSource) convict(err error) { s.Convict(err) }
 
@@ -71,6 +74,7 @@ func (s upstreamSource) name() string            { return s.URL() }
 func (s upstreamSource) fromPeer() bool          { return false }
 func (s upstreamSource) patience() time.Duration { return upstreamSilence }
 func (s upstreamSource) streams() bool           { return !s.distrusted() }
+func (s upstreamSource) seeks() bool             { return false }
 func (s upstreamSource) good()                   {}
 func (s upstreamSource) flaky(error)             {}
 

@@ -56,6 +56,18 @@ func (s *spool) readAt(p []byte, off int64) error {
 	return err
 }
 
+// view returns n bytes at off, all written before; buf is what it may reuse.
+func (s *spool) view(off, n int64, buf *[]byte) ([]byte, error) {
+	if s.mem != nil {
+		return s.mem[off : off+n], nil
+	}
+	if int64(cap(*buf)) < n {
+		*buf = make([]byte, n)
+	}
+	_, err := s.file.ReadAt((*buf)[:n], off)
+	return (*buf)[:n], err
+}
+
 // writeTo sends bytes [off, off+n), all written before, to w. Each call has a file offset of its own,
 // so that the kernel can send the file without copying.
 func (s *spool) writeTo(w io.Writer, off, n int64) (int64, error) {
