@@ -247,7 +247,7 @@ func (f *finder) forget(h verify.StoreHash) {
 }
 
 // clear forgets negative answers, or all.
-func (f *finder) clear(all bool) error {
+func (f *finder) clear(all bool) (positive, negative int, err error) {
 	f.misses.Purge()
 	if all {
 		f.memory.Purge()

@@ -261,6 +261,29 @@ func (a *flights) landed(f *flight, parts []part, err error, took time.Duration)
 	log.Info("NAR fetched", "from", from)
 }
 
+// has tells whether a NAR is on its way or in the spool.
+func (a *flights) has(hash verify.Hash) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	f := a.byHash[hash]
+	return f != nil && f.usable()
+}
+
+// clear drops landed NARs that nobody reads and returns how many and their bytes.
+func (a *flights) clear() (n int, bytes int64) {
+	a.mu.Lock()
+	for _, f := range a.byHash {
+		f.mu.Lock()
+		if f.done && f.readers == 0 {
+			n, bytes = n+1, bytes+f.v.NarSize()
+		}
+		f.mu.Unlock()
+	}
+	a.mu.Unlock()
+	a.sweep(-1)
+	return n, bytes
+}
+
 // inFlight returns how many NARs are being fetched.
 func (a *flights) inFlight() int {
 	a.mu.Lock()

@@ -44,7 +44,6 @@ type narInfoCache struct {
 type cacheWrite struct {
 	h    verify.StoreHash
 	text string
-	done chan struct{} // closed when everything queued before it is on disk; the entry is then empty
 }
 
 func newNarInfoCache(dir string, now func() time.Time, log *slog.Logger) *narInfoCache {
@@ -125,7 +124,7 @@ func (c *narInfoCache) run(ctx context.Context) error {
 		<-ctx.Done()
 		return nil
 	}
-	c.sweep(ctx, false)
+	c.sweep(ctx)
 	tick := time.NewTicker(janitorEvery)
 	defer tick.Stop()
 	for {
@@ -133,7 +132,7 @@ func (c *narInfoCache) run(ctx context.Context) error {
 		case w := <-c.queue:
 			c.write(w)
 		case <-tick.C:
-			c.sweep(ctx, false)
+			c.sweep(ctx)
 		case <-ctx.Done():
 			for {
 				select {
@@ -149,10 +148,6 @@ func (c *narInfoCache) run(ctx context.Context) error {
 
 // write puts an entry in place whole. It is not synced: after a power cut a torn entry does not verify.
 func (c *narInfoCache) write(w cacheWrite) {
-	if w.done != nil {
-		close(w.done)
-		return
-	}
 	file := c.file(w.h)
 	tmp := file + ".new"
 	err := os.WriteFile(tmp, []byte(w.text), 0o600)
@@ -169,41 +164,44 @@ func (c *narInfoCache) write(w cacheWrite) {
 	}
 }
 
-// sweep removes entries that are too old; all negative ones if negative is set.
-func (c *narInfoCache) sweep(ctx context.Context, negative bool) {
-	filepath.WalkDir(c.dir, func(path string, d fs.DirEntry, err error) error {
+// sweep removes entries that are too old.
+func (c *narInfoCache) sweep(ctx context.Context) {
+	c.remove(ctx, func(age time.Duration, absent bool) bool {
+		return age > keepPositive || absent && age > keepNegative
+	})
+}
+
+// clear forgets the negative entries, or all of them, and counts them.
+func (c *narInfoCache) clear(all bool) (positive, negative int, err error) {
+	return c.remove(context.Background(), func(_ time.Duration, absent bool) bool { return all || absent })
+}
+
+// remove deletes the entries that match and counts them.
+func (c *narInfoCache) remove(ctx context.Context, match func(age time.Duration, absent bool) bool) (positive, negative int, err error) {
+	if c.dir == "" {
+		return 0, 0, nil
+	}
+	err = filepath.WalkDir(c.dir, func(path string, d fs.DirEntry, err error) error {
 		if err != nil || d.IsDir() {
 			return ctx.Err()
 		}
 		info, err := d.Info()
 		if err != nil {
-			return nil
+			return nil // it is gone already
 		}
-		age, absent := c.now().Sub(info.ModTime()), info.Size() == int64(len(absentLine))
-		if age > keepPositive || absent && (negative || age > keepNegative) {
-			os.Remove(path)
+		absent := info.Size() == int64(len(absentLine))
+		if !match(c.now().Sub(info.ModTime()), absent) {
+			return ctx.Err()
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		if absent {
+			negative++
+		} else {
+			positive++
 		}
 		return ctx.Err()
 	})
-}
-
-// clear forgets the negative entries, or all of them.
-func (c *narInfoCache) clear(all bool) error {
-	if c.dir == "" {
-		return nil
-	}
-	if !all {
-		c.sweep(context.Background(), true)
-		return nil
-	}
-	entries, err := os.ReadDir(c.dir)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	for _, e := range entries {
-		if err := os.RemoveAll(filepath.Join(c.dir, e.Name())); err != nil {
-			return err
-		}
-	}
-	return nil
+	return positive, negative, err
 }

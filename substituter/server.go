@@ -315,10 +315,11 @@ func (s *Server) InFlight() int { return s.flights.inFlight() }
 // UpstreamRequests returns how many narinfo questions went to upstreams.
 func (s *Server) UpstreamRequests() int64 { return s.finder.upstreamRequests.Load() }
 
-// Forget clears negative narinfos, or with all every cached narinfo and every NAR that nobody reads.
-func (s *Server) Forget(all bool) error {
-	if all {
-		s.flights.sweep(-1)
-	}
+// ForgetNARs drops the NARs in the spool that nobody reads; it returns how many and their bytes.
+func (s *Server) ForgetNARs() (n int, bytes int64) { return s.flights.clear() }
+
+// ForgetNarInfos drops the cached misses, or with all every cached narinfo; it returns how many of each
+// were on disk.
+func (s *Server) ForgetNarInfos(all bool) (positive, negative int, err error) {
 	return s.finder.clear(all)
 }
