@@ -1,8 +1,6 @@
 package verify
 
 import (
-	"crypto/sha256"
-	"hash"
 	"io"
 )
 
@@ -11,14 +9,14 @@ import (
 type Checker struct {
 	wantHash Hash
 	wantSize int64
-	sum      hash.Hash
+	sum      *ChainHash
 	n        int64
 	err      error
 }
 
 // NewChecker returns a Checker for a NAR of the signed hash and size (bytes).
 func NewChecker(want Hash, size int64) *Checker {
-	return &Checker{wantHash: want, wantSize: size, sum: sha256.New()}
+	return &Checker{wantHash: want, wantSize: size, sum: NewChainHash()}
 }
 
 // Write implements io.Writer. More bytes than were signed give a *MismatchError, which sticks.
@@ -44,11 +42,17 @@ func (c *Checker) Finish() error {
 	if c.err != nil {
 		return c.err
 	}
-	got := Hash(c.sum.Sum(nil))
+	got, _ := c.sum.Sum()
 	if c.n != c.wantSize || got != c.wantHash {
 		c.err = &MismatchError{WantHash: c.wantHash, GotHash: got, WantSize: c.wantSize, GotSize: c.n}
 	}
 	return c.err
+}
+
+// Chain returns the chain of the bytes; call it after Finish returned nil.
+func (c *Checker) Chain() Chain {
+	_, chain := c.sum.Sum()
+	return chain
 }
 
 // Reader passes a NAR on while checking it. The last bytes are withheld until the whole was
