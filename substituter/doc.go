@@ -50,8 +50,8 @@ type Peer interface {
 	RTT() time.Duration
 	// NarInfo returns an unverified narinfo.
 	NarInfo(ctx context.Context, d verify.PathDigest) (*verify.NarInfo, error)
-	// NAR returns the unverified bytes of a NAR from off on.
-	NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size, off int64) (io.ReadCloser, error)
+	// NAR returns the unverified bytes [from, to) of a NAR of size bytes.
+	NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size, from, to int64) (io.ReadCloser, error)
 	// Good, Flaky and Convict report how it went: verified bytes, trouble, proven lies.
 	Good()
 	Flaky(err error)

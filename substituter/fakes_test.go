@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -25,28 +26,35 @@ import (
 
 // world is a signed path and everything that may serve it.
 type world struct {
-	t       *testing.T
-	private ed25519.PrivateKey
-	keys    *verify.Keys
-	path    verify.StorePath
-	nar     []byte
-	info    *verify.NarInfo
-	more    map[verify.StoreHash]*otherPath // besides path
-	peers   fakePeers
-	store   *fakeStore
-	ups     []Upstream
-	dir     string
+	t           *testing.T
+	private     ed25519.PrivateKey
+	keys        *verify.Keys
+	privateKeys *verify.Keys // the same key, as a private one
+	site        Site
+	path        verify.StorePath
+	nar         []byte
+	info        *verify.NarInfo
+	more        map[verify.StoreHash]*otherPath // besides path
+	peers       fakePeers
+	store       *fakeStore
+	ups         []Upstream
+	dir         string
 }
 
 func newWorld(t *testing.T, size int) *world {
 	t.Helper()
 	seed := bytes.Repeat([]byte{7}, ed25519.SeedSize)
 	private := ed25519.NewKeyFromSeed(seed)
-	keys, err := verify.NewKeys([]string{"test-1:" + base64.StdEncoding.EncodeToString(private.Public().(ed25519.PublicKey))}, nil)
+	key := []string{"test-1:" + base64.StdEncoding.EncodeToString(private.Public().(ed25519.PublicKey))}
+	keys, err := verify.NewKeys(key, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, private: private, keys: keys, store: &fakeStore{}, dir: t.TempDir()}
+	privateKeys, err := verify.NewKeys(nil, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := &world{t: t, private: private, keys: keys, privateKeys: privateKeys, store: &fakeStore{}, dir: t.TempDir()}
 	w.path, w.nar, w.info = w.makePath("a", size)
 	return w
 }
@@ -107,7 +115,7 @@ func (w *world) makePath(name string, size int) (verify.StorePath, []byte, *veri
 // start runs a server until the test ends.
 func (w *world) start() *Server {
 	w.t.Helper()
-	s, err := New(Config{StateDir: w.dir}, w.keys, w.store, &w.peers, w.ups)
+	s, err := New(Config{StateDir: w.dir, Site: w.site, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil))}, w.keys, w.store, &w.peers, w.ups)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -316,11 +324,11 @@ func (p *fakePeer) NarInfo(ctx context.Context, _ verify.PathDigest) (*verify.Na
 	return p.w.info, nil
 }
 
-func (p *fakePeer) NAR(ctx context.Context, _ verify.StoreHash, _ verify.Hash, _, off int64) (io.ReadCloser, error) {
+func (p *fakePeer) NAR(ctx context.Context, _ verify.StoreHash, _ verify.Hash, _, off, to int64) (io.ReadCloser, error) {
 	p.mu.Lock()
 	p.opened = append(p.opened, off)
 	p.mu.Unlock()
-	b, err := p.open(ctx, p.w.nar, off)
+	b, err := p.open(ctx, p.w.nar[:to], off)
 	if err != nil {
 		return nil, err
 	}

@@ -51,6 +51,7 @@ type flight struct {
 	done     bool
 	err      error
 	readers  int
+	told     bool      // neighbours heard of it
 	asked    bool      // Nix asked for it; else it is only fetched ahead
 	idle     time.Time // since when there are no readers
 	trash    []*spool  // of failed tries; a reader may still be writing from one
@@ -164,7 +165,13 @@ func (f *flight) run(ctx context.Context) {
 	parts := f.parts
 	f.idle = f.all.now()
 	f.broadcast()
+	if err != nil {
+		f.untell()
+	}
 	f.mu.Unlock()
+	if err == nil && p.claim.stage != StageNone {
+		p.enter(StageLanded)
+	}
 	p.close()
 	f.all.landed(f, parts, err, time.Since(start))
 }
@@ -256,7 +263,8 @@ func (f *flight) fill(ctx context.Context, p *plan) error {
 			return nil
 		}
 		p.schedule(start)
-		if running == 0 && !p.another() {
+		p.tell(false)
+		if running == 0 && !p.waiting() && !p.another() {
 			return p.failure()
 		}
 		if silence > p.limit() {
@@ -274,6 +282,7 @@ func (f *flight) fill(ctx context.Context, p *plan) error {
 			}
 			p.ended(e.leg, e.err)
 		case <-time.After(pollEvery):
+		case <-p.news():
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -292,9 +301,9 @@ var legBuffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return 
 // runLeg copies a range from one source to the spool.
 func (f *flight) runLeg(ctx context.Context, l *leg) error {
 	f.mu.Lock()
-	from := l.pos
+	from, to := l.pos, l.end
 	f.mu.Unlock()
-	body, err := l.src.open(ctx, f, from)
+	body, err := l.src.open(ctx, f, from, to)
 	if err != nil {
 		return err
 	}
@@ -367,7 +376,7 @@ func (f *flight) arrived(l *leg, g span) {
 	if l.src.streams() && f.prefix == g.from {
 		f.prefix = g.to
 	}
-	if k := len(f.parts); k > 0 && f.parts[k-1].src == l.src && f.parts[k-1].to == g.from {
+	if k := len(f.parts); k > 0 && f.parts[k-1].src.name() == l.src.name() && f.parts[k-1].to == g.from {
 		f.parts[k-1].to = g.to
 	} else {
 		f.parts = append(f.parts, part{l.src, g})

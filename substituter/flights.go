@@ -17,6 +17,7 @@ const (
 	linger     = time.Minute
 	lingerIdle = 5 * time.Minute // of a NAR fetched ahead that nobody has asked for yet
 	sweepEvery = 5 * time.Second
+	rateLeast  = 256 << 10 // bytes; a smaller NAR says nothing about throughput
 )
 
 // Stats counts what the substituter did since it started. All bytes are of uncompressed NARs but Wire.
@@ -38,14 +39,16 @@ func (s *Stats) received(src source, n int64) {
 // flights is the set of NARs on their way or just landed, by NarHash: the same NAR may belong to
 // several paths. mu guards byHash; it is taken before a flight's own locks.
 type flights struct {
-	dir      string // of spool files
-	finder   *finder
-	stats    *Stats
-	log      *slog.Logger
-	now      func() time.Time
-	memory   atomic.Int64 // bytes that spools may still hold in memory
-	distrust sync.Map     // upstream URL → time.Time until which it is asked last
-	keep     int64        // bytes of landed spools kept for latecomers
+	dir          string // of spool files
+	site         Site   // nil without neighbours
+	finder       *finder
+	stats        *Stats
+	log          *slog.Logger
+	now          func() time.Time
+	memory       atomic.Int64 // bytes that spools may still hold in memory
+	upstreamRate atomic.Int64 // NAR bytes per second that the central caches lately gave, 0 unknown
+	distrust     sync.Map     // upstream URL → time.Time until which it is asked last
+	keep         int64        // bytes of landed spools kept for latecomers
 
 	changed chan struct{} // gets a token when a flight landed or was asked for
 
@@ -195,6 +198,7 @@ func (a *flights) dropWhenIdle(f *flight) {
 
 // free gives spools back; mu is held, there is no reader and no leg.
 func (f *flight) free() {
+	f.untell()
 	f.spool.close()
 	for _, s := range f.trash {
 		s.close()
@@ -253,6 +257,13 @@ func (a *flights) landed(f *flight, parts []part, err error, took time.Duration)
 			log.Warn("NAR could not be fetched", "err", err)
 		}
 		return
+	}
+	if sole := len(parts) == 1 && !parts[0].src.fromPeer(); sole && f.v.NarSize() > rateLeast {
+		rate := int64(float64(f.v.NarSize()) / max(took.Seconds(), 1e-3))
+		if old := a.upstreamRate.Load(); old > 0 {
+			rate = (3*old + rate) / 4
+		}
+		a.upstreamRate.Store(rate)
 	}
 	from := map[string]int64{}
 	for _, p := range parts {

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"slices"
 	"time"
+
+	"github.com/flurry-nix/flurry/verify"
 )
 
 const (
@@ -14,7 +16,10 @@ const (
 	roundPause     = 300 * time.Millisecond // before all sources are tried once more
 	roundsMost     = 3
 	maxLegs        = 8
-	stealLeast     = 1 << 20 // bytes; less is not worth another request
+	// Half of what a leg has left goes to an idle source if it is more than this, in bytes and in time.
+	stealLeast = 512 << 10
+	stealTime  = 60 * time.Millisecond
+	firstRate  = 100e6 // bytes per second, before a leg brought anything
 	// Without a byte for this long a flight that has shown Nix nothing ends: the next substituter is the
 	// better chance. One that has shown bytes holds on, since an abort costs Nix the whole NAR.
 	limitUnseen = 4500 * time.Millisecond
@@ -31,17 +36,38 @@ type plan struct {
 	round    int
 	resume   time.Time // start of the next round
 	last     error
+	digest   verify.PathDigest
+	claim    claim
+	near     []Flying // neighbours' progress, as of this round of scheduling
 }
 
 func newPlan(f *flight) *plan {
-	return &plan{f: f, failures: map[string]int{}, excluded: map[string]bool{}}
+	return &plan{
+		f: f, failures: map[string]int{}, excluded: map[string]bool{}, digest: f.hash.Digest(),
+		claim: claim{grown: map[string]growth{}},
+	}
 }
 
 // candidates returns the sources in the order in which they should be tried.
 func (p *plan) candidates() []source {
 	var list []source
-	for _, peer := range p.f.all.finder.peers.Holders(p.f.hash.Digest(), p.f.v.NarSize()) {
+	whole := map[string]bool{}
+	for _, peer := range p.f.all.finder.peers.Holders(p.digest, p.f.v.NarSize()) {
+		whole[peer.ID()] = true
 		list = append(list, peerSource{peer})
+	}
+	for _, n := range p.near {
+		switch {
+		case whole[n.Peer.ID()]:
+		case n.Stage == StageLanded:
+			list = append(list, peerSource{n.Peer})
+		case len(n.Held) > 0:
+			held := spans{}
+			for _, h := range n.Held {
+				held = held.add(max(0, h[0]), min(h[1], p.f.v.NarSize()))
+			}
+			list = append(list, partialSource{peerSource{n.Peer}, held})
+		}
 	}
 	var last []source
 	for _, up := range p.f.all.finder.upstreams {
@@ -83,9 +109,10 @@ func (p *plan) ready() []source {
 // silent, and where a leg has so much left that another source should take half of it.
 func (p *plan) schedule(start func(*leg)) {
 	p.dismiss()
+	p.near = p.flying()
 	for _, src := range p.ready() {
 		l := p.assign(src)
-		if l == nil {
+		if l == nil || !src.fromPeer() && !p.mayAskUpstream() {
 			continue
 		}
 		p.f.mu.Lock()
@@ -105,17 +132,26 @@ func (p *plan) assign(src source) *leg {
 	}
 	now := time.Now()
 	busy := append(spans(nil), f.claimed...)
-	var victim *leg // the leg with most left
+	var victim *leg // the leg that needs longest, if it needs long
+	most := stealTime
 	for l := range f.legs {
 		if l.silent(now) > l.src.patience() {
 			continue // somebody else should try its bytes
 		}
 		busy = busy.add(l.pos, l.end)
-		if victim == nil || l.end-l.pos > victim.end-victim.pos {
-			victim = l
+		if left := l.left(now); left > most {
+			victim, most = l, left
 		}
 	}
 	l := &leg{src: src, started: now}
+	if part, ok := src.(partialSource); ok {
+		run, ok := pickPartial(part, busy, p.near)
+		l.pos, l.end = run.from, run.to
+		if !ok {
+			return nil
+		}
+		return l
+	}
 	if g, ok := busy.gap(0, f.v.NarSize()); ok {
 		l.pos, l.end = g.from, g.to
 		if !src.seeks() {
@@ -123,14 +159,26 @@ func (p *plan) assign(src source) *leg {
 		}
 		return l
 	}
-	if p.lone || victim == nil || !src.seeks() || victim.end-victim.pos < 2*stealLeast {
+	if p.lone || victim == nil || !src.seeks() {
 		return nil
 	}
 	middle := (victim.pos + victim.end) / 2
-	middle -= middle % stealLeast
 	l.pos, l.end = middle, victim.end
 	victim.end = middle
 	return l
+}
+
+// left estimates how long a leg still needs, 0 if it is not worth helping; flight.mu is held.
+func (l *leg) left(now time.Time) time.Duration {
+	n := l.end - l.pos
+	if n < stealLeast {
+		return 0
+	}
+	rate := firstRate
+	if l.got > 0 {
+		rate = float64(l.got) / max(now.Sub(l.started).Seconds(), 1e-3)
+	}
+	return time.Duration(float64(n) / rate * float64(time.Second))
 }
 
 // dismiss ends legs whose next byte came from elsewhere.

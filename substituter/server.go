@@ -27,6 +27,7 @@ type Config struct {
 	AllowedHosts []string // further values of the Host header
 	MaxBuffer    int64    // bytes of memory for NARs on their way; the rest is in files; default 32 MiB
 	CacheSize    int64    // bytes of landed NARs kept for latecomers; default 1 GiB
+	Site         Site     // neighbours to share downloads with; nil for none
 	Log          *slog.Logger
 	Now          func() time.Time // nil means time.Now
 }
@@ -72,6 +73,7 @@ func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Up
 		storeDir: cfg.StoreDir, keys: keys, store: store, peers: peers, upstreams: upstreams,
 		disk: newNarInfoCache(narInfos, cfg.Now, cfg.Log), memory: memory, misses: misses, log: cfg.Log, now: cfg.Now,
 	}
+	s.flights.site = cfg.Site
 	s.flights.dir, s.flights.finder, s.flights.stats = spools, s.finder, &s.Stats
 	s.flights.log, s.flights.now, s.flights.keep = cfg.Log, cfg.Now, cfg.CacheSize
 	s.flights.memory.Store(cfg.MaxBuffer)
@@ -307,6 +309,13 @@ func (s *Server) forward(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	binarycache.NotFound(w)
+}
+
+// Partial returns the content of a publicly signed NAR that is on its way or still in the spool, for
+// neighbours that read it as it arrives; [ErrAbsent] if there is none. They ask only for ranges that were
+// announced; others block until they are there. The caller closes it.
+func (s *Server) Partial(h verify.StoreHash, narHash verify.Hash) (*PartialNAR, error) {
+	return s.flights.partial(h, narHash)
 }
 
 // InFlight returns how many NARs are being fetched now.

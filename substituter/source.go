@@ -23,8 +23,8 @@ type source interface {
 	streams() bool
 	// patience is how long it may be silent before it is worth starting another source.
 	patience() time.Duration
-	// open returns the NAR from off on, unverified.
-	open(ctx context.Context, f *flight, off int64) (io.ReadCloser, error)
+	// open returns bytes [from, to) of the NAR, unverified; one that cannot seek may go on after to.
+	open(ctx context.Context, f *flight, from, to int64) (io.ReadCloser, error)
 	// seeks tells whether it starts at any byte for the price of a request; else it starts at 0 and skips.
 	seeks() bool
 	good()
@@ -51,8 +51,8 @@ func (s peerSource) patience() time.Duration {
 	return min(max(8*s.RTT(), peerSilenceLeast), peerSilenceMost)
 }
 
-func (s peerSource) open(ctx context.Context, f *flight, off int64) (io.ReadCloser, error) {
-	return s.NAR(ctx, f.hash, f.v.NarHash(), f.v.NarSize(), off)
+func (s peerSource) open(ctx context.Context, f *flight, from, to int64) (io.ReadCloser, error) {
+	return s.NAR(ctx, f.hash, f.v.NarHash(), f.v.NarSize(), from, to)
 }
 
 type upstreamSource struct {
@@ -84,7 +84,7 @@ func (s upstreamSource) convict(err error) {
 }
 
 // open takes the NAR's location from this upstream's own narinfo, whoever told of the path first.
-func (s upstreamSource) open(ctx context.Context, f *flight, off int64) (io.ReadCloser, error) {
+func (s upstreamSource) open(ctx context.Context, f *flight, off, _ int64) (io.ReadCloser, error) {
 	got, err := s.all.finder.ofUpstream(ctx, s.Upstream, f.hash)
 	if err != nil {
 		return nil, err

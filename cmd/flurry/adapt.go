@@ -1,0 +1,164 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/flurry-nix/flurry/binarycache"
+	"github.com/flurry-nix/flurry/p2p"
+	"github.com/flurry-nix/flurry/store"
+	"github.com/flurry-nix/flurry/substituter"
+	"github.com/flurry-nix/flurry/upstream"
+	"github.com/flurry-nix/flurry/verify"
+)
+
+// The packages do not know each other; these adapters fit what one offers to what another asks for,
+// translating only types and each package's word for "absent".
+
+// localStore is the store as the substituter sees it.
+type localStore struct{ *store.Store }
+
+func (s localStore) Info(ctx context.Context, h verify.StoreHash) (*verify.NarInfo, error) {
+	n, err := s.Store.Info(ctx, h)
+	return n, as(err, store.ErrAbsent, substituter.ErrAbsent)
+}
+
+func (s localStore) NAR(ctx context.Context, h verify.StoreHash) (binarycache.Content, error) {
+	n, err := s.Store.NAR(ctx, h)
+	if err != nil {
+		return nil, as(err, store.ErrAbsent, substituter.ErrAbsent)
+	}
+	return n, nil
+}
+
+// as adds the sentinel to where err is from.
+func as(err, from, to error) error {
+	if errors.Is(err, from) {
+		return fmt.Errorf("%w: %w", to, err)
+	}
+	return err
+}
+
+// catalog is the store as peers may see it. Every answer is verified anew: what memory says may be
+// older than the database.
+type catalog struct {
+	store *store.Store
+	keys  *verify.Keys
+}
+
+func (c catalog) Keys(reader verify.Scope) []uint64 { return c.store.Keys(reader) }
+
+func (c catalog) Watch(fn func(p2p.Change)) func() {
+	return c.store.Subscribe(func(ch store.Change) {
+		fn(p2p.Change{Added: changedKeys(ch.Added), Removed: changedKeys(ch.Removed)})
+	})
+}
+
+func changedKeys(list []store.Entry) []p2p.ChangedKey {
+	out := make([]p2p.ChangedKey, len(list))
+	for i, e := range list {
+		out[i] = p2p.ChangedKey{Key: e.Key, Scope: e.Scope}
+	}
+	return out
+}
+
+// verified returns a path's narinfo if reader may have it.
+func (c catalog) verified(ctx context.Context, h verify.StoreHash, reader verify.Scope) (*verify.Verified, error) {
+	info, err := c.store.Info(ctx, h)
+	if err != nil {
+		return nil, as(err, store.ErrAbsent, p2p.ErrAbsent)
+	}
+	v, err := c.keys.Verify(info)
+	if err != nil || v.Scope() < reader {
+		return nil, p2p.ErrAbsent
+	}
+	return v, nil
+}
+
+func (c catalog) NarInfo(ctx context.Context, d verify.PathDigest, reader verify.Scope) (*verify.NarInfo, error) {
+	h, ok := c.store.ByDigest(d, reader)
+	if !ok {
+		return nil, p2p.ErrAbsent
+	}
+	v, err := c.verified(ctx, h, reader)
+	if err != nil {
+		return nil, err
+	}
+	return v.For(reader, binarycache.NARURL(h, v.NarHash()), "none"), nil
+}
+
+func (c catalog) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, reader verify.Scope) (p2p.Content, error) {
+	if !c.store.Shared(h, reader) {
+		return nil, p2p.ErrAbsent
+	}
+	v, err := c.verified(ctx, h, reader)
+	if err != nil {
+		return nil, err
+	}
+	n, err := c.store.NAR(ctx, h)
+	if err != nil {
+		return nil, as(err, store.ErrAbsent, p2p.ErrAbsent)
+	}
+	if v.NarHash() != narHash || n.Size() != v.NarSize() {
+		return nil, p2p.ErrAbsent
+	}
+	return storeContent{n}, nil
+}
+
+// storeContent is a NAR of the store, which holds nothing open.
+type storeContent struct{ binarycache.Content }
+
+func (storeContent) Close() error { return nil }
+
+// neighbours are the peers as the substituter sees them.
+type neighbours struct{ host *p2p.Host } // nil without peers
+
+func (n neighbours) Holders(d verify.PathDigest, size int64) []substituter.Peer {
+	if n.host == nil {
+		return nil
+	}
+	list := n.host.Holders(d, size)
+	if len(list) == 0 {
+		return nil
+	}
+	out := make([]substituter.Peer, len(list))
+	for i, p := range list {
+		out[i] = neighbour{p}
+	}
+	return out
+}
+
+type neighbour struct{ *p2p.Peer }
+
+func (n neighbour) NarInfo(ctx context.Context, d verify.PathDigest) (*verify.NarInfo, error) {
+	info, err := n.Peer.NarInfo(ctx, d)
+	return info, as(err, p2p.ErrAbsent, substituter.ErrAbsent)
+}
+
+func (n neighbour) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size, from, _ int64) (io.ReadCloser, error) {
+	body, err := n.Peer.NAR(ctx, h, narHash, size, from)
+	if err != nil {
+		return nil, as(err, p2p.ErrAbsent, substituter.ErrAbsent)
+	}
+	return body, nil
+}
+
+// centralCache is an upstream as the substituter sees it.
+type centralCache struct{ *upstream.Client }
+
+func (c centralCache) NarInfo(ctx context.Context, h verify.StoreHash) (*verify.Verified, string, error) {
+	v, text, err := c.Client.NarInfo(ctx, h)
+	return v, text, as(err, upstream.ErrAbsent, substituter.ErrAbsent)
+}
+
+func (c centralCache) NAR(ctx context.Context, v *verify.Verified, off int64) (substituter.NARBody, error) {
+	body, err := c.Client.NAR(ctx, v, off)
+	if err != nil {
+		return nil, as(err, upstream.ErrAbsent, substituter.ErrAbsent)
+	}
+	return body, nil
+}
+
+func (c centralCache) CanForward(path string) bool { return upstream.CanForward(path) }

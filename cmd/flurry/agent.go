@@ -1,0 +1,248 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/flurry-nix/flurry/config"
+	"github.com/flurry-nix/flurry/discovery"
+	"github.com/flurry-nix/flurry/discovery/mdns"
+	"github.com/flurry-nix/flurry/discovery/static"
+	"github.com/flurry-nix/flurry/p2p"
+	"github.com/flurry-nix/flurry/status"
+	"github.com/flurry-nix/flurry/store"
+	"github.com/flurry-nix/flurry/substituter"
+	"github.com/flurry-nix/flurry/supervise"
+	"github.com/flurry-nix/flurry/upstream"
+	"github.com/flurry-nix/flurry/verify"
+)
+
+const (
+	// stopGrace is what answers get to finish after SIGTERM; the whole exit must stay under a second.
+	// Nix resumes a NAR that was cut from the successor.
+	stopGrace = 300 * time.Millisecond
+	// headerPatience bounds how long a local connection may take over a request's header.
+	headerPatience = 30 * time.Second
+)
+
+// agent is everything of a running agent, wired. Parts that could not be had are nil and named in
+// problems: the agent serves with what it has.
+type agent struct {
+	cfg       *config.Config
+	log       *slog.Logger
+	started   time.Time
+	keys      *verify.Keys
+	store     *store.Store
+	upstreams []*upstream.Client
+	host      *p2p.Host // nil without peers
+	finders   []discovery.Finder
+	nix       *substituter.Server
+	problems  []string
+	socket    string // of control; "" for the usual places
+
+	pausing     sync.Mutex  // guards resumeTimer
+	resumeTimer *time.Timer // ends a pause
+}
+
+// newAgent constructs leaves first. It fails only where nothing useful would be left.
+func newAgent(cfg *config.Config, log *slog.Logger) (*agent, error) {
+	a := &agent{cfg: cfg, log: log, started: time.Now()}
+	if err := os.MkdirAll(cfg.State.Dir, 0o700); err != nil {
+		return nil, fmt.Errorf("%w; make it writable or set state.dir", err)
+	}
+	var err error
+	if a.keys, err = cfg.Keys(); err != nil {
+		return nil, err
+	}
+	a.store = store.New(store.Config{Dir: cfg.Store.Dir, Database: cfg.Store.Database, Log: log.With("part", "store")}, a.keys)
+	caches, err := a.newUpstreams()
+	if err != nil {
+		return nil, err
+	}
+	if err := a.newPeers(); err != nil {
+		a.problem(err)
+	}
+	a.nix, err = substituter.New(substituter.Config{
+		StateDir: cfg.State.Dir, StoreDir: cfg.Store.Dir, Priority: cfg.Substituter.Priority,
+		AllowedHosts: cfg.Substituter.AllowedHosts, MaxBuffer: int64(cfg.Substituter.MaxBuffer),
+		CacheSize: int64(cfg.Limits.CacheSize), Log: log.With("part", "substituter"),
+	}, a.keys, localStore{a.store}, neighbours{a.host}, caches)
+	return a, err
+}
+
+// problem notes what does not work and goes on.
+func (a *agent) problem(err error) {
+	a.log.Error("a part does not work; going on without it", "err", err)
+	a.problems = append(a.problems, err.Error())
+}
+
+func (a *agent) newUpstreams() ([]substituter.Upstream, error) {
+	var out []substituter.Upstream
+	for _, u := range a.cfg.Upstreams {
+		c, err := upstream.New(upstream.Config{
+			URL: u.URL, HeadersFile: u.HeadersFile, StoreDir: a.cfg.Store.Dir,
+			UserAgent: "flurry/" + version, Log: a.log.With("part", "upstream"),
+		}, a.keys)
+		if err != nil {
+			a.problem(err)
+			continue
+		}
+		a.upstreams = append(a.upstreams, c)
+		out = append(out, centralCache{c})
+	}
+	return out, nil
+}
+
+// newPeers opens the peer port and prepares the ways of finding others.
+func (a *agent) newPeers() error {
+	cfg, log := a.cfg.Peers, a.log.With("part", "peers")
+	id, err := p2p.LoadIdentity(filepath.Join(a.cfg.State.Dir, "identity"))
+	if err != nil {
+		return err
+	}
+	a.host, err = p2p.New(p2p.Config{
+		Listen: cfg.Listen, StoreDir: a.cfg.Store.Dir, UserAgent: "flurry/" + version,
+		MaxConnections: a.cfg.Limits.Connections, Log: log,
+	}, id, catalog{a.store, a.keys})
+	if err != nil {
+		return err
+	}
+	if cfg.MDNS {
+		f, err := mdns.New(mdns.Config{PeerID: a.host.ID(), Port: a.host.Port(), Interfaces: cfg.Interfaces, Networks: cfg.Networks, Log: log})
+		if err != nil {
+			return err
+		}
+		a.finders = append(a.finders, f)
+	}
+	if len(cfg.Static) > 0 {
+		f, err := static.New(cfg.Static, static.Config{Port: config.DefaultPeerPort, Log: log})
+		if err != nil {
+			return err
+		}
+		a.finders = append(a.finders, f)
+	}
+	return nil
+}
+
+// run serves Nix on listeners until ctx ends.
+func (a *agent) run(ctx context.Context, listeners []net.Listener) error {
+	ctx, stop := context.WithCancel(ctx)
+	defer stop()
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.store.Run(ctx) })
+	g.Go(func() error { return a.nix.Run(ctx) })
+	g.Go(func() error { return a.serveNix(ctx, listeners) })
+	g.Go(func() error { return a.serveControl(ctx) })
+	if a.host != nil {
+		g.Go(func() error {
+			if err := a.host.Run(ctx, a.finders...); err != nil {
+				a.log.Error("peers are out of reach", "err", err)
+			}
+			return nil
+		})
+	}
+	g.Go(func() error {
+		return supervise.ServeHandover(ctx, supervise.Handover{
+			Socket: handoverSocket(a.cfg), Listeners: listeners, Stop: stop, Log: a.log,
+		})
+	})
+	g.Go(func() error {
+		supervise.KeepAlive(ctx, func(ctx context.Context) error { return probe(ctx, listeners[0].Addr()) })
+		return nil
+	})
+	a.log.Info("ready", "substituter", "http://"+listeners[0].Addr().String(), "version", version)
+	supervise.Ready()
+	context.AfterFunc(ctx, supervise.Stopping)
+	err := g.Wait()
+	for _, u := range a.upstreams {
+		u.Close()
+	}
+	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// serveNix answers on the substituter's port.
+func (a *agent) serveNix(ctx context.Context, listeners []net.Listener) error {
+	srv := &http.Server{
+		Handler:           a.nix.Handler(status.Handler(a.report)),
+		ReadHeaderTimeout: headerPatience,
+		BaseContext:       func(net.Listener) context.Context { return ctx },
+		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+	}
+	return supervise.Serve(ctx, srv, listeners, stopGrace)
+}
+
+// probe goes the way of Nix's first request.
+func probe(ctx context.Context, addr net.Addr) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+probeAddr(addr)+"/nix-cache-info", nil)
+	if err != nil {
+		return err
+	}
+	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	_, err = io.Copy(io.Discard, resp.Body)
+	return err
+}
+
+// probeAddr is where this machine itself reaches a listener.
+func probeAddr(addr net.Addr) string {
+	t, ok := addr.(*net.TCPAddr)
+	if !ok || !t.IP.IsUnspecified() {
+		return addr.String()
+	}
+	return net.JoinHostPort("127.0.0.1", fmt.Sprint(t.Port))
+}
+
+// report gathers the agent's state.
+func (a *agent) report() status.Report {
+	st, s := a.store.Stats(), &a.nix.Stats
+	r := status.Report{
+		Version: version, UptimeSeconds: time.Since(a.started).Seconds(), Sharing: "on",
+		Listen: a.cfg.Substituter.Listen, Problems: a.problems, InFlight: a.nix.InFlight(),
+		Store:   status.Store{Paths: st.Paths, ShareablePaths: st.Shareable(), UncheckedPaths: st.Unchecked, Access: st.Access.String()},
+		Bytes:   status.Bytes{FromPeers: s.FromPeers.Load(), FromUpstream: s.FromUpstream.Load(), FromStore: s.FromStore.Load(), ToNix: s.ToNix.Load()},
+		Wire:    status.Wire{FromPeers: s.FromPeers.Load(), FromUpstream: s.Wire.Load()},
+		NarInfo: status.NarInfo{Hits: s.NarInfoHits.Load(), Misses: s.NarInfoMisses.Load(), UpstreamRequests: a.nix.UpstreamRequests()},
+		NAR:     status.NAR{Served: s.Served.Load(), Failed: s.Failed.Load(), SwitchedSource: s.Switched.Load(), Rejected: s.Rejected.Load()},
+		Peers:   []status.Peer{},
+	}
+	if st.Err != nil {
+		r.Problems = append(r.Problems[:len(r.Problems):len(r.Problems)], st.Err.Error())
+	}
+	for _, u := range a.upstreams {
+		us := u.Status()
+		r.Upstreams = append(r.Upstreams, status.Upstream{URL: us.URL, Reachable: us.Reachable, LastError: us.LastError, RTTMillis: status.Millis(us.RTT), XZ: us.XZ})
+	}
+	if a.host == nil {
+		r.Sharing = "off"
+		return r
+	}
+	if a.host.Paused() {
+		r.Sharing = "paused"
+	}
+	r.PeerID = a.host.ID()
+	r.Bytes.ToPeers = a.host.BytesOut()
+	r.Wire.ToPeers = r.Bytes.ToPeers
+	for _, p := range a.host.Peers() {
+		r.Peers = append(r.Peers, status.Peer{ID: p.ID, Addrs: p.Addrs, Via: p.Via, RTTMillis: status.Millis(p.RTT), BytesPerSec: p.Rate,
+			Paths: p.Paths, BytesIn: p.In, BytesOut: p.Out, State: p.State, Reason: p.Reason, ConnectedSecs: p.Connected.Seconds()})
+	}
+	return r
+}

@@ -1,0 +1,293 @@
+package substituter
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"math/rand/v2"
+	"time"
+
+	"github.com/flurry-nix/flurry/verify"
+)
+
+// Site is the neighbours as far as NARs on their way are concerned: one machine of a site fetches a NAR
+// from the central cache, the others read from it as it arrives. Safe for concurrent use; no method
+// blocks. Only publicly signed paths are told of.
+type Site interface {
+	Self() string    // this agent's id
+	Neighbours() int // how many would hear
+	// Tell announces how far this machine is with a NAR.
+	Tell(d verify.PathDigest, p Progress)
+	// Flying returns what neighbours told of a NAR.
+	Flying(d verify.PathDigest) []Flying
+	// News is closed at the next change of what Flying returns.
+	News(d verify.PathDigest) <-chan struct{}
+}
+
+// Stage is how a machine stands to a NAR on its way.
+type Stage uint8
+
+// The stages. A claim is made before the central cache is asked; of several at the same moment the
+// best ranked goes, see outranks.
+const (
+	StageNone      Stage = iota // nothing to tell any more
+	StageClaiming               // about to ask the central cache
+	StageFetching               // asking it
+	StageFollowing              // reading from other machines
+	StageLanded                 // whole and verified
+)
+
+// Progress is one machine's announcement.
+type Progress struct {
+	Stage Stage
+	Held  [][2]int64 // byte ranges [from, to) that can be had from it, at most MaxHeld
+}
+
+// MaxHeld is how many ranges an announcement names; a machine with more names the first ones.
+const MaxHeld = 32
+
+// Flying is a neighbour's announcement.
+type Flying struct {
+	Peer Peer
+	Progress
+}
+
+const (
+	// settle is how long a claim waits for others of the same moment: some round trips on a LAN.
+	settle = 15 * time.Millisecond
+	// claimPatience is how long another machine's claim counts without progress.
+	claimPatience = 1500 * time.Millisecond
+	// tellEvery bounds how often a NAR's progress is announced.
+	tellEvery = 40 * time.Millisecond
+	// partialRun is how much is asked of a machine that itself is still fetching, at once.
+	partialRun = 2 * verify.ChunkSize
+	// A follower asks the central cache itself once it is clear that this would be quicker by this much.
+	followRatio = 1.3
+	followLeast = 1500 * time.Millisecond // before the rate of following means anything
+)
+
+// claim is how a plan stands to the central cache.
+type claim struct {
+	stage   Stage
+	at      time.Time // of the stage's beginning
+	grown   map[string]growth
+	told    time.Time
+	toldSum int64
+}
+
+type growth struct {
+	held int64
+	at   time.Time
+}
+
+// site returns whom the flight's progress may be told, nil if nobody.
+func (p *plan) site() Site {
+	s := p.f.all.site
+	if s == nil || p.f.v.Scope() != verify.ScopePublic || s.Neighbours() == 0 {
+		return nil
+	}
+	return s
+}
+
+// flying returns the neighbours' progress with this NAR.
+func (p *plan) flying() []Flying {
+	if s := p.site(); s != nil {
+		return s.Flying(p.digest)
+	}
+	return nil
+}
+
+// news is closed when a neighbour told something of this NAR; nil, which never is, without neighbours.
+func (p *plan) news() <-chan struct{} {
+	if s := p.site(); s != nil && p.claim.stage != StageNone {
+		return s.News(p.digest)
+	}
+	return nil
+}
+
+// waiting tells whether it is right to have no leg now: a claim settles, or a neighbour is about to have
+// bytes.
+func (p *plan) waiting() bool {
+	s := p.site()
+	return s != nil && (p.claim.stage == StageClaiming || p.claim.stage == StageFollowing && p.rival(s))
+}
+
+// mayAskUpstream tells whether it is this machine's turn to ask the central cache. It claims the NAR,
+// waits for claims of the same moment, and yields to a better one or to one that came first.
+func (p *plan) mayAskUpstream() bool {
+	s := p.site()
+	if s == nil || p.claim.stage == StageFetching || p.tooSlow() {
+		return true
+	}
+	rival := p.rival(s)
+	switch {
+	case rival:
+		p.enter(StageFollowing)
+	case p.claim.stage != StageClaiming:
+		p.enter(StageClaiming)
+	case time.Since(p.claim.at) >= settle:
+		p.enter(StageFetching)
+		return true
+	}
+	return false
+}
+
+// rival tells whether a neighbour's claim comes before ours.
+func (p *plan) rival(s Site) bool {
+	for _, n := range s.Flying(p.digest) {
+		if n.Stage != StageClaiming && n.Stage != StageFetching || !p.moving(n) {
+			continue
+		}
+		if n.Stage == StageFetching || p.claim.stage != StageClaiming || outranks(p.digest, n.Peer.ID(), s.Self()) {
+			return true
+		}
+	}
+	return false
+}
+
+// moving tells whether a neighbour made progress not long ago.
+func (p *plan) moving(n Flying) bool {
+	var held int64
+	for _, h := range n.Held {
+		held += h[1] - h[0]
+	}
+	now := time.Now()
+	g, ok := p.claim.grown[n.Peer.ID()]
+	if !ok || held != g.held {
+		g = growth{held, now}
+		p.claim.grown[n.Peer.ID()] = g
+	}
+	return now.Sub(g.at) < claimPatience
+}
+
+// tooSlow tells whether following takes clearly longer than asking the central cache would.
+func (p *plan) tooSlow() bool {
+	rate := p.f.all.upstreamRate.Load()
+	if p.claim.stage != StageFollowing || rate == 0 || time.Since(p.claim.at) < followLeast {
+		return false
+	}
+	p.f.mu.Lock()
+	var got int64
+	for _, w := range p.f.written {
+		got += w.len()
+	}
+	p.f.mu.Unlock()
+	size := p.f.v.NarSize()
+	left := float64(size-got) * float64(time.Since(p.claim.at)) / float64(max(got, 1))
+	return left > followRatio*float64(size)/float64(rate)*float64(time.Second)
+}
+
+func (p *plan) enter(stage Stage) {
+	if p.claim.stage == stage {
+		return
+	}
+	p.claim.stage, p.claim.at = stage, time.Now()
+	p.tell(true)
+}
+
+// tell announces progress, at most every tellEvery unless forced.
+func (p *plan) tell(force bool) {
+	s := p.site()
+	if s == nil || p.claim.stage == StageNone || !force && time.Since(p.claim.told) < tellEvery {
+		return
+	}
+	p.f.mu.Lock()
+	held, sum := p.f.heldRanges()
+	p.f.mu.Unlock()
+	if !force && sum == p.claim.toldSum {
+		return
+	}
+	p.claim.told, p.claim.toldSum = time.Now(), sum
+	p.f.mu.Lock()
+	p.f.told = true
+	p.f.mu.Unlock()
+	s.Tell(p.digest, Progress{p.claim.stage, held})
+}
+
+// heldRanges returns what can be had from this flight; mu is held.
+func (f *flight) heldRanges() (held [][2]int64, sum int64) {
+	for _, w := range f.written[:min(len(f.written), MaxHeld)] {
+		held = append(held, [2]int64{w.from, w.to})
+		sum += w.len()
+	}
+	return held, sum
+}
+
+// untell takes an announcement back; mu is held.
+func (f *flight) untell() {
+	if f.told && f.all.site != nil {
+		f.all.site.Tell(f.hash.Digest(), Progress{})
+		f.told = false
+	}
+}
+
+// outranks decides between two machines that want the same NAR at the same moment, the same way
+// wherever it is asked, and differently for each NAR.
+func outranks(d verify.PathDigest, a, b string) bool { return rank(d, a) > rank(d, b) }
+
+func rank(d verify.PathDigest, id string) uint64 {
+	sum := sha256.Sum256(append(d[:], id...))
+	return binary.BigEndian.Uint64(sum[:8])
+}
+
+// partialSource is a neighbour that is itself still fetching the NAR. Its bytes are provisional: wrong
+// ones cost it its place in the order, not its standing, as it cannot have verified them.
+type partialSource struct {
+	peerSource
+	held spans
+}
+
+func (s partialSource) convict(err error) { s.Flaky(err) }
+
+// pickPartial chooses a run of bytes that src holds and nobody brings yet: the rarest among the
+// neighbours, at random among equals, so that neighbours soon have different parts to exchange.
+func pickPartial(src partialSource, busy spans, flying []Flying) (span, bool) {
+	type option struct {
+		span
+		holders int
+		tie     uint32
+	}
+	var best *option
+	for _, h := range src.held {
+		for at := h.from; at < h.to; {
+			g, ok := busy.gap(at, h.to)
+			if !ok {
+				break
+			}
+			for from := g.from; from < g.to; {
+				to := min(from-from%verify.ChunkSize+verify.ChunkSize, g.to)
+				o := option{span{from, to}, holders(flying, from), rand.Uint32()}
+				if best == nil || cmp.Or(cmp.Compare(o.holders, best.holders), cmp.Compare(o.tie, best.tie)) < 0 {
+					best = &o
+				}
+				from = to
+			}
+			at = g.to
+		}
+	}
+	if best == nil {
+		return span{}, false
+	}
+	if g, ok := busy.gap(best.from, best.from+partialRun); ok { // go on while it is missing and held
+		for _, h := range src.held {
+			if h.from <= best.from && best.from < h.to {
+				best.to = min(g.to, h.to)
+			}
+		}
+	}
+	return best.span, true
+}
+
+// holders counts the neighbours that hold byte at.
+func holders(flying []Flying, at int64) int {
+	n := 0
+	for _, f := range flying {
+		for _, h := range f.Held {
+			if h[0] <= at && at < h[1] {
+				n++
+				break
+			}
+		}
+	}
+	return n
+}

@@ -1,0 +1,323 @@
+package substituter
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/flurry-nix/flurry/verify"
+)
+
+// bus connects the sites of several servers in one process.
+type bus struct {
+	mu    sync.Mutex
+	sites []*busSite
+	delay time.Duration // of a message
+}
+
+// busSite is one server's Site, and as a Peer what the others read from it.
+type busSite struct {
+	bus    *bus
+	id     string
+	server *Server
+	perMiB time.Duration // how slowly others read from it
+
+	mu      sync.Mutex
+	dead    bool
+	told    map[verify.PathDigest]Progress // by this server, as the others know it
+	sent    int
+	arrived map[verify.PathDigest]int
+	news    map[verify.PathDigest]chan struct{}
+	served  int64
+	flaky   int
+	lies    bool
+	convict int
+}
+
+func (b *bus) join(id string) *busSite {
+	s := &busSite{bus: b, id: id, told: map[verify.PathDigest]Progress{}, news: map[verify.PathDigest]chan struct{}{}, arrived: map[verify.PathDigest]int{}}
+	b.mu.Lock()
+	b.sites = append(b.sites, s)
+	b.mu.Unlock()
+	return s
+}
+
+func (b *bus) others(me *busSite) (out []*busSite) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for _, s := range b.sites {
+		s.mu.Lock()
+		if s != me && !s.dead {
+			out = append(out, s)
+		}
+		s.mu.Unlock()
+	}
+	return out
+}
+
+func (s *busSite) Self() string    { return s.id }
+func (s *busSite) Neighbours() int { return len(s.bus.others(s)) }
+
+func (s *busSite) Tell(d verify.PathDigest, p Progress) {
+	s.mu.Lock()
+	s.sent++
+	number := s.sent
+	s.mu.Unlock()
+	time.AfterFunc(s.bus.delay, func() {
+		s.mu.Lock()
+		if number > s.arrived[d] { // messages keep their order
+			s.told[d], s.arrived[d] = p, number
+		}
+		s.mu.Unlock()
+		for _, o := range s.bus.others(s) {
+			o.mu.Lock()
+			if ch := o.news[d]; ch != nil {
+				close(ch)
+				delete(o.news, d)
+			}
+			o.mu.Unlock()
+		}
+	})
+}
+
+func (s *busSite) Flying(d verify.PathDigest) (out []Flying) {
+	for _, o := range s.bus.others(s) {
+		o.mu.Lock()
+		if p := o.told[d]; p.Stage != StageNone {
+			out = append(out, Flying{busPeer{o}, p})
+		}
+		o.mu.Unlock()
+	}
+	return out
+}
+
+func (s *busSite) News(d verify.PathDigest) <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.news[d] == nil {
+		s.news[d] = make(chan struct{})
+	}
+	return s.news[d]
+}
+
+type busPeer struct{ *busSite }
+
+func (p busPeer) ID() string         { return p.id }
+func (p busPeer) RTT() time.Duration { return time.Millisecond }
+func (p busPeer) Good()              {}
+func (p busPeer) Flaky(error)        { p.mu.Lock(); p.flaky++; p.mu.Unlock() }
+func (p busPeer) Convict(error)      { p.mu.Lock(); p.convict++; p.mu.Unlock() }
+
+func (p busPeer) NarInfo(context.Context, verify.PathDigest) (*verify.NarInfo, error) {
+	return nil, ErrAbsent
+}
+
+func (p busPeer) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, _, from, to int64) (io.ReadCloser, error) {
+	content, err := p.server.Partial(h, narHash)
+	if err != nil {
+		return nil, err
+	}
+	pr, pw := io.Pipe()
+	go func() {
+		defer content.Close()
+		for from < to {
+			n := min(256<<10, to-from)
+			time.Sleep(p.perMiB / 4)
+			p.mu.Lock()
+			dead := p.dead
+			p.served += n
+			p.mu.Unlock()
+			if dead {
+				pw.CloseWithError(fmt.Errorf("%s is dead", p.id))
+				return
+			}
+			var buf bytes.Buffer
+			if _, err := content.WriteRange(ctx, &buf, from, n); err != nil {
+				pw.CloseWithError(err)
+				return
+			}
+			if p.lies {
+				buf.Bytes()[0] ^= 1
+			}
+			if _, err := pw.Write(buf.Bytes()); err != nil {
+				return
+			}
+			from += n
+		}
+		pw.Close()
+	}()
+	return pr, nil
+}
+
+// office is n servers on one bus, each with its own way to the same upstream.
+type office struct {
+	world   *world
+	sites   []*busSite
+	servers []*Server
+	ups     []*fakeUpstream
+}
+
+func newOffice(t *testing.T, n, size int, upstream behaviour) *office {
+	o := &office{world: newWorld(t, size)}
+	b := &bus{delay: time.Millisecond}
+	for i := range n {
+		site := b.join(fmt.Sprintf("m%d", i))
+		site.perMiB = 8 * time.Millisecond
+		w := *o.world
+		w.dir, w.ups, w.peers = t.TempDir(), nil, nil
+		o.ups = append(o.ups, w.upstream("x", upstream))
+		w.site = site
+		site.server = w.start()
+		o.sites, o.servers = append(o.sites, site), append(o.servers, site.server)
+	}
+	return o
+}
+
+// fill asks every server for the NAR at once and returns how long the last one took.
+func (o *office) fill(t *testing.T, spare ...int) time.Duration {
+	t.Helper()
+	start := time.Now()
+	var wg sync.WaitGroup
+	for i, s := range o.servers {
+		wg.Go(func() {
+			rec := get(s, o.world.narURL())
+			for _, j := range spare {
+				if i == j {
+					return
+				}
+			}
+			if rec == nil || rec.Code != http.StatusOK || !bytes.Equal(rec.Body.Bytes(), o.world.nar) {
+				what := "cut off"
+				if rec != nil {
+					what = fmt.Sprint(rec.Code, " ", rec.Body.Len())
+				}
+				t.Errorf("m%d did not get the NAR: %s", i, what)
+			}
+		})
+	}
+	wg.Wait()
+	return time.Since(start)
+}
+
+func (o *office) upstreamOpens() int {
+	n := 0
+	for _, u := range o.ups {
+		n += len(u.asked())
+	}
+	return n
+}
+
+// slowUplink is 64 KiB each 4 ms, 16 MB/s; neighbours exchange 125 MB/s.
+var slowUplink = behaviour{corrupt: -1, perRead: 4 * time.Millisecond}
+
+func TestOneSiteOneDownload(t *testing.T) {
+	for _, n := range []int{2, 8} {
+		synctest.Test(t, func(t *testing.T) {
+			o := newOffice(t, n, 16*mib, slowUplink)
+			took := o.fill(t)
+			if opens := o.upstreamOpens(); opens != 1 {
+				t.Errorf("%d machines: the upstream was asked %d times", n, opens)
+			}
+			alone := 16 * 16 * 4 * time.Millisecond
+			if limit := alone*11/10 + 100*time.Millisecond; took > limit {
+				t.Errorf("%d machines: %v, one alone needs %v", n, took, alone)
+			}
+			for _, s := range o.sites {
+				if s.flaky+s.convict > 0 {
+					t.Errorf("%s is blamed", s.id)
+				}
+			}
+		})
+	}
+}
+
+func TestAnOfficeGoesOnWhenTheOneThatFetchesDies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t, 4, 16*mib, slowUplink)
+		var killed int
+		go func() {
+			time.Sleep(300 * time.Millisecond)
+			for i, u := range o.ups {
+				if len(u.asked()) > 0 {
+					killed = i
+					o.sites[i].mu.Lock()
+					o.sites[i].dead = true
+					o.sites[i].mu.Unlock()
+				}
+			}
+		}()
+		took := o.fill(t, 0, 1, 2, 3)
+		if opens := o.upstreamOpens(); opens != 2 {
+			t.Errorf("the upstream was asked %d times, want once more", opens)
+		}
+		if took > 4*time.Second {
+			t.Errorf("took %v (m%d died)", took, killed)
+		}
+	})
+}
+
+func TestAStalledClaimHoldsNobodyUp(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t, 3, mib, honest)
+		for _, u := range o.ups {
+			u.become(behaviour{corrupt: -1, stopAt: 1000, stall: true})
+		}
+		go func() {
+			time.Sleep(500 * time.Millisecond)
+			for _, u := range o.ups {
+				u.become(honest) // those who ask later are lucky
+			}
+		}()
+		if took := o.fill(t); took > 5*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
+func TestARelayThatLiesCostsItsPlaceNotItsStanding(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t, 4, 16*mib, slowUplink)
+		for _, s := range o.sites[:2] {
+			s.lies = true
+		}
+		o.fill(t)
+		for _, s := range o.sites {
+			if s.convict > 0 {
+				t.Errorf("%s was convicted for bytes it could not have verified", s.id)
+			}
+		}
+	})
+}
+
+func TestPrivatePathsAreNotToldOf(t *testing.T) {
+	for _, private := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			o := newOffice(t, 2, mib, honest)
+			if private {
+				for _, s := range o.servers {
+					s.finder.keys = o.world.privateKeys
+				}
+				for _, u := range o.ups {
+					u.w.keys = o.world.privateKeys
+				}
+			}
+			o.fill(t)
+			time.Sleep(time.Second)
+			told := false
+			for _, s := range o.sites {
+				s.mu.Lock()
+				told = told || len(s.told) > 0
+				s.mu.Unlock()
+			}
+			if told == private {
+				t.Errorf("private: %v, told of: %v", private, told)
+			}
+		})
+	}
+}
