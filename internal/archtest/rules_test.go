@@ -14,7 +14,7 @@ type rule struct {
 var (
 	goNix = "github.com/nix-community/go-nix/..."
 	// requirements only keeps go.mod together; it is compiled into nothing.
-	requirements = "./internal/deps"
+	requirements = "./internal/pin"
 )
 
 // rules is the house, from the bottom up.
