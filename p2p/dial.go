@@ -7,14 +7,12 @@ import (
 	"sync"
 	"time"
 
-	"github.com/libp2p/go-libp2p/core/connmgr"
-	"github.com/libp2p/go-libp2p/core/control"
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/peerstore"
 	"github.com/libp2p/go-libp2p/core/sec"
-	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
 	"golang.org/x/sync/errgroup"
@@ -29,8 +27,8 @@ const (
 	hintLife      = 5 * time.Minute // a hint without Keep is redialled that long after it was last heard
 	maxHints      = 2000
 	dialsAtOnce   = 16
-	pingInterval  = 10 * time.Second
-	pingPatience  = 3 * time.Second
+	shortVisit    = 5 * time.Second        // a connection that did not last that long counts as a failed dial
+	selfPause     = time.Minute            // after an address turned out to be our own, or somebody who says so
 	quicLaterThan = 100 * time.Millisecond // QUIC costs 2.5 to 3 times the CPU of TCP+TLS
 )
 
@@ -86,6 +84,7 @@ func (d *dialer) found(f discovery.Found) {
 	if old == nil && len(d.hints) >= maxHints {
 		return
 	}
+	d.h.gater.learn(f, id)
 	n := &hint{Found: f, id: id, heard: d.h.now()}
 	if old != nil {
 		n.failed, n.next, n.dialing = old.failed, old.next, old.dialing
@@ -107,19 +106,48 @@ func (d *dialer) kick() {
 	}
 }
 
-// lost makes a peer that went away be dialled again soon.
-func (d *dialer) lost(id peer.ID) {
+// lost makes a peer that went away after a while be dialled again soon; one that leaves at once, perhaps
+// because it does not want us, less and less often.
+func (d *dialer) lost(id peer.ID, after time.Duration) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for _, n := range d.hints {
-		if n.id == id {
-			n.failed, n.next = 0, d.h.now().Add(redialFirst)
+		if n.id != id {
+			continue
 		}
+		if after > shortVisit {
+			n.failed = 0
+		}
+		n.next = d.h.now().Add(min(redialMost, redialFirst<<min(n.failed, 12)))
+		n.failed++
 	}
 	d.kick()
 }
 
-// viaOf names the mechanism that knows a peer, or was if none does: it found us.
+// retry makes every hint due: the network changed.
+func (d *dialer) retry() {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, n := range d.hints {
+		n.failed, n.next = 0, time.Time{}
+	}
+	d.kick()
+}
+
+// knows tells whether some mechanism found the peer.
+func (d *dialer) knows(id peer.ID) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, n := range d.hints {
+		if n.id == id {
+			return true
+		}
+	}
+	return false
+}
+
+// viaOf names the mechanism that knows a peer, or was if none does: it found us. The caller must not
+// hold the peer's mu, which is taken after d.mu.
 func (d *dialer) viaOf(id peer.ID, was string) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -189,8 +217,15 @@ func (d *dialer) dial(ctx context.Context, n *hint) {
 		n = cur // a newer hint came meanwhile
 	}
 	n.dialing = false
+	// It may have been lost again already, which was not looked at while it was being dialled.
+	d.kick()
+	if err == nil && id == d.h.host.ID() { // or somebody who shows our certificate: so look again later
+		n.next = d.h.now().Add(selfPause)
+		return
+	}
 	if err == nil {
-		n.id, n.failed = id, 0
+		n.id = id // failed stays until the connection has lasted
+		d.h.gater.learn(n.Found, id)
 		d.h.setVia(id, string(n.Via))
 		return
 	}
@@ -199,7 +234,6 @@ func (d *dialer) dial(ctx context.Context, n *hint) {
 	if n.failed++; n.failed == 1 {
 		d.h.log.Info("could not reach a peer; trying again", "via", n.Via, "name", n.Name, "err", err)
 	}
-	d.kick()
 }
 
 // connect dials a peer. Without an id it first learns who is there: TLS proves the listener's identity
@@ -208,7 +242,7 @@ func (h *Host) connect(ctx context.Context, id peer.ID, addrs []string) (peer.ID
 	var list []ma.Multiaddr
 	for _, s := range addrs {
 		if a, err := ma.NewMultiaddr(s); err == nil {
-			list = append(list, a)
+			list = append(list, standIn(a))
 		}
 	}
 	if len(list) == 0 {
@@ -224,13 +258,18 @@ func (h *Host) connect(ctx context.Context, id peer.ID, addrs []string) (peer.ID
 		return id, nil
 	}
 	h.host.Peerstore().AddAddrs(id, list, peerstore.TempAddrTTL)
+	if sw, ok := h.host.Network().(*swarm.Swarm); ok {
+		sw.Backoff().Clear(id) // ours is the one that counts
+	}
 	if err := h.host.Connect(network.WithForceDirectDial(ctx, "hint"), peer.AddrInfo{ID: id, Addrs: list}); err != nil {
 		return "", err
 	}
 	return id, nil
 }
 
-// whoIs dials as if for a made-up peer and reads from the handshake's complaint who answered.
+// whoIs dials as if for a made-up peer and reads from the handshake's complaint who answered. At that
+// point the other has shown a certificate but not that it holds its key, so the answer is only a claim:
+// the caller dials that peer, and that handshake proves it. A liar gains that one of our dials fails.
 func (h *Host) whoIs(ctx context.Context, addrs []ma.Multiaddr) (peer.ID, error) {
 	_, pub, err := crypto.GenerateEd25519Key(nil)
 	if err != nil {
@@ -250,76 +289,4 @@ func (h *Host) whoIs(ctx context.Context, addrs []ma.Multiaddr) (peer.ID, error)
 		err = errors.New("answered as a peer that does not exist")
 	}
 	return "", err
-}
-
-func (h *Host) isConnected(id peer.ID) bool {
-	return id == h.host.ID() || h.host.Network().Connectedness(id) == network.Connected
-}
-
-func (h *Host) isBanned(id peer.ID) bool {
-	p := h.peers.get(id)
-	return p != nil && p.Banned()
-}
-
-func (h *Host) setVia(id peer.ID, via string) {
-	if p := h.peers.get(id); p != nil {
-		p.mu.Lock()
-		p.via = via
-		p.mu.Unlock()
-	}
-}
-
-// watchLiveness pings connected peers, so that one whose link was cut is noticed without a request.
-func (h *Host) watchLiveness(ctx context.Context) error {
-	tick := time.NewTicker(pingInterval)
-	defer tick.Stop()
-	var g errgroup.Group
-	g.SetLimit(dialsAtOnce)
-	defer g.Wait()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-		}
-		for _, p := range h.peers.connected() {
-			g.Go(func() error { h.pingPeer(ctx, p); return nil })
-		}
-	}
-}
-
-// pingPeer closes the connections of a peer that does not answer.
-func (h *Host) pingPeer(ctx context.Context, p *Peer) {
-	ctx, cancel := context.WithTimeout(ctx, pingPatience)
-	defer cancel()
-	res, ok := <-ping.Ping(network.WithNoDial(ctx, "ping"), h.host, p.id)
-	if ok && res.Error == nil {
-		p.sampleRTT(res.RTT)
-		return
-	}
-	if ctx.Err() != nil {
-		h.log.Info("peer is silent; closing", "peer", p.ID())
-		h.host.Network().ClosePeer(p.id)
-	}
-}
-
-// gater keeps out banned peers by identity, whatever address they come from.
-type gater struct{ peers *peerTable }
-
-var _ connmgr.ConnectionGater = (*gater)(nil)
-
-func (g *gater) allowed(id peer.ID) bool {
-	g.peers.mu.RLock()
-	p := g.peers.byID[id]
-	g.peers.mu.RUnlock()
-	return p == nil || !p.Banned()
-}
-
-func (g *gater) InterceptPeerDial(id peer.ID) bool                               { return g.allowed(id) }
-func (g *gater) InterceptAddrDial(peer.ID, ma.Multiaddr) bool                    { return true }
-func (g *gater) InterceptAccept(network.ConnMultiaddrs) bool                     { return true }
-func (g *gater) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }
-
-func (g *gater) InterceptSecured(_ network.Direction, id peer.ID, _ network.ConnMultiaddrs) bool {
-	return g.allowed(id)
 }

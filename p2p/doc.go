@@ -14,11 +14,25 @@
 //     GET /<digest>.narinfo, where digest is SHA-256 of the store hash's 32 characters in Nix base32
 //     (52 characters): the narinfo with the signed fields and the signatures its reader may see.
 //     GET /nar/<store hash>-<NarHash in base32>.nar, Range honoured: the uncompressed NAR.
-//     GET /nix-cache-info. 200, 206 or 404; nothing else is said about a path.
+//     GET /nix-cache-info. 200, 206, 404 or, for a range that is not there, 416; nothing else is said
+//     about a path. 503 means that enough NARs are on their way already: ask again or elsewhere. A
+//     request with a body is cut.
 //   - /flurry/have/1: each side opens one stream towards the other and writes frames on it for as long
 //     as the connection lives: uvarint length, type byte, payload. Type 1 (hello): JSON. Type 2
 //     (snapshot): a binary fuse filter with 16-bit fingerprints over the digests' first 64 bits.
-//     Type 3 (delta): added and removed keys. Unknown types and unknown JSON fields are skipped.
+//     Type 3 (delta): added and removed keys, at most 16,384 of each. The hello comes first and once;
+//     a new snapshot replaces all before. Unknown types, up to 64 KiB, and unknown JSON fields are
+//     skipped. A newer stream replaces an older one of the same peer; a stream that ends takes what it
+//     said with it, and its sender begins anew, with pauses that grow to a minute. A receiver that has
+//     no memory left drops the have-set and resets the stream when it has some again.
+//   - /flurry/group/1: proof of knowledge of the group secret, a key of at least 32 bytes. The peer with
+//     the smaller id (as bytes) opens a stream once connected. Both say a nonce of 32 bytes, the
+//     initiator first; then the initiator says its proof and the responder answers with its own, or with
+//     32 random bytes if the initiator's was wrong. A proof is HMAC-SHA256 with the secret over
+//     "flurry group 1", "initiator" or "responder", the initiator's id, the responder's id, the
+//     initiator's nonce and the responder's, each behind its length as two bytes, big-endian. An agent without a
+//     secret does the same with a random key. The proof holds until the peers are disconnected; the
+//     have-set streams then start anew for the larger audience.
 //
 // Every message has a maximum size and every request a progress deadline. The server answers only from
 // its [Catalog], which decides by the reader's audience; it holds no way to ask others.

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"slices"
 	"sync"
 
@@ -21,12 +22,22 @@ const maxFingerprints = 2_300_000
 // long before.
 const maxDeltaKeys = 1 << 16
 
-var errFilter = errors.New("malformed have-set")
+// maxFrameKeys bounds the keys of either kind in one delta; a sender's journal is shorter.
+const maxFrameKeys = 1 << 14
+
+// deltaKeyMemory is what a changed key takes, in bytes: an entry of a map that has just grown.
+const deltaKeyMemory = 48
+
+var (
+	errFilter = errors.New("malformed have-set")
+	errNoRoom = errors.New("no memory left for this have-set")
+)
 
 // haveSet is what a peer says it has: a filter and what changed since. It errs only in claiming: about
 // one absent key in 65,000 seems present. Safe for concurrent use; the lock guards all fields.
 type haveSet struct {
 	mu      sync.RWMutex
+	on      bool                          // a snapshot came and was not dropped since
 	filter  *xorfilter.BinaryFuse[uint16] // nil: empty
 	count   int                           // keys in filter, as the peer said
 	added   map[uint64]struct{}
@@ -53,17 +64,38 @@ func (s *haveSet) Len() int {
 	return max(0, s.count+len(s.added)-len(s.removed))
 }
 
-// replace installs a snapshot.
+// size returns the memory that the set takes, in bytes.
+func (s *haveSet) size() int64 {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	n := int64(len(s.added)+len(s.removed)) * deltaKeyMemory
+	if s.filter != nil {
+		n += 2 * int64(len(s.filter.Fingerprints))
+	}
+	return n
+}
+
+// replace installs a snapshot; a nil filter is an empty set.
 func (s *haveSet) replace(f *xorfilter.BinaryFuse[uint16], count int) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.filter, s.count, s.added, s.removed = f, count, nil, nil
+	s.on, s.filter, s.count, s.added, s.removed = true, f, count, nil, nil
+}
+
+// clear makes the set claim nothing and ignore changes until the next snapshot.
+func (s *haveSet) clear() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.on, s.filter, s.count, s.added, s.removed = false, nil, 0, nil, nil
 }
 
 // apply takes over a delta.
 func (s *haveSet) apply(added, removed []uint64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if !s.on {
+		return nil
+	}
 	if len(s.added)+len(s.removed)+len(added)+len(removed) > maxDeltaKeys {
 		return fmt.Errorf("%w: more than %d changes without a snapshot", errFilter, maxDeltaKeys)
 	}
@@ -105,34 +137,63 @@ func encodeSnapshot(b []byte, keys []uint64) ([]byte, error) {
 	return b, nil
 }
 
-// decodeSnapshot checks everything that [xorfilter.BinaryFuse.Contains] relies on, so that a hostile
-// filter cannot index outside its fingerprints. The filter is nil for an empty set.
-func decodeSnapshot(b []byte) (*xorfilter.BinaryFuse[uint16], int, error) {
-	if len(b) < snapshotHeader {
-		return nil, 0, fmt.Errorf("%w: %d bytes", errFilter, len(b))
-	}
+// parseHeader checks everything that [xorfilter.BinaryFuse.Contains] relies on, so that a hostile
+// filter cannot index outside its fingerprints: three of them are looked up, in three segments in a
+// row that begin below SegmentCountLength. It returns a filter without its n fingerprints.
+func parseHeader(b []byte) (f *xorfilter.BinaryFuse[uint16], count, n int, err error) {
 	le := binary.LittleEndian
-	count, seed := le.Uint64(b), le.Uint64(b[8:])
-	segLen, segCountLen, n := le.Uint32(b[16:]), le.Uint32(b[20:]), le.Uint32(b[24:])
-	b = b[snapshotHeader:]
-	if count > maxFingerprints || n > maxFingerprints || len(b) != int(2*n) {
-		return nil, 0, fmt.Errorf("%w: %d keys, %d fingerprints in %d bytes", errFilter, count, n, len(b))
+	keys, seed := le.Uint64(b), le.Uint64(b[8:])
+	segment, starts, total := le.Uint32(b[16:]), le.Uint32(b[20:]), le.Uint32(b[24:])
+	if total > maxFingerprints || keys > uint64(total) {
+		return nil, 0, 0, fmt.Errorf("%w: %d keys in %d fingerprints", errFilter, keys, total)
+	}
+	if total == 0 {
+		return nil, 0, 0, nil
+	}
+	if segment == 0 || segment&(segment-1) != 0 || starts == 0 || starts%segment != 0 ||
+		uint64(starts)+2*uint64(segment) != uint64(total) {
+		return nil, 0, 0, fmt.Errorf("%w: segments of %d, %d, %d fingerprints", errFilter, segment, starts, total)
+	}
+	return &xorfilter.BinaryFuse[uint16]{
+		Seed: seed, SegmentLength: segment, SegmentLengthMask: segment - 1,
+		SegmentCount: starts / segment, SegmentCountLength: starts,
+	}, int(keys), int(total), nil
+}
+
+// readSnapshot reads a snapshot of size bytes. It allocates only what room, asked for a number of bytes,
+// grants; else it returns errNoRoom, with the fingerprints still unread. The filter is nil for an empty set.
+func readSnapshot(r io.Reader, size int64, room func(int64) bool) (*xorfilter.BinaryFuse[uint16], int, error) {
+	if size < snapshotHeader {
+		return nil, 0, fmt.Errorf("%w: %d bytes", errFilter, size)
+	}
+	buf := make([]byte, 32<<10)
+	if _, err := io.ReadFull(r, buf[:snapshotHeader]); err != nil {
+		return nil, 0, err
+	}
+	f, count, n, err := parseHeader(buf)
+	if err != nil {
+		return nil, 0, err
+	}
+	if size-snapshotHeader != 2*int64(n) {
+		return nil, 0, fmt.Errorf("%w: %d fingerprints in %d bytes", errFilter, n, size-snapshotHeader)
 	}
 	if n == 0 {
 		return nil, 0, nil
 	}
-	if segLen == 0 || segLen&(segLen-1) != 0 || segLen > n || segCountLen == 0 || uint64(segCountLen)+2*uint64(segLen) != uint64(n) {
-		return nil, 0, fmt.Errorf("%w: segments of %d, %d, %d fingerprints", errFilter, segLen, segCountLen, n)
+	if !room(2 * int64(n)) {
+		return nil, 0, errNoRoom
 	}
-	f := &xorfilter.BinaryFuse[uint16]{
-		Seed: seed, SegmentLength: segLen, SegmentLengthMask: segLen - 1,
-		SegmentCount: segCountLen / segLen, SegmentCountLength: segCountLen,
-		Fingerprints: make([]uint16, n),
+	f.Fingerprints = make([]uint16, 0, n)
+	for len(f.Fingerprints) < n {
+		part := buf[:min(len(buf), 2*(n-len(f.Fingerprints)))]
+		if _, err := io.ReadFull(r, part); err != nil {
+			return nil, 0, err
+		}
+		for i := 0; i < len(part); i += 2 {
+			f.Fingerprints = append(f.Fingerprints, binary.LittleEndian.Uint16(part[i:]))
+		}
 	}
-	for i := range f.Fingerprints {
-		f.Fingerprints[i] = le.Uint16(b[2*i:])
-	}
-	return f, int(count), nil
+	return f, count, nil
 }
 
 // encodeDelta appends added and removed keys to b.
@@ -158,7 +219,7 @@ func decodeDelta(b []byte) (added, removed []uint64, err error) {
 		return nil, nil, fmt.Errorf("%w: delta", errFilter)
 	}
 	b = b[i+j:]
-	if na > maxDeltaKeys || nr > maxDeltaKeys || uint64(len(b)) != 8*(na+nr) {
+	if na > maxFrameKeys || nr > maxFrameKeys || uint64(len(b)) != 8*(na+nr) {
 		return nil, nil, fmt.Errorf("%w: delta of %d and %d keys in %d bytes", errFilter, na, nr, len(b))
 	}
 	keys := make([]uint64, na+nr)

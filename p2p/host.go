@@ -2,10 +2,7 @@ package p2p
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io"
-	stdlog "log"
 	"log/slog"
 	"net"
 	"net/http"
@@ -22,18 +19,20 @@ import (
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	"github.com/libp2p/go-libp2p/p2p/net/gostream"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
-	"github.com/libp2p/go-libp2p/p2p/transport/quic"
-	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
+	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	ma "github.com/multiformats/go-multiaddr"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/flurry-nix/flurry/discovery"
 )
 
 // Protocols of the wire, see the package documentation.
 const (
-	protoHTTP protocol.ID = "/flurry/1"
-	protoHave protocol.ID = "/flurry/have/1"
+	protoHTTP    protocol.ID = "/flurry/1"
+	protoHave    protocol.ID = "/flurry/have/1"
+	protoFlights protocol.ID = "/flurry/flights/1"
+	protoGroup   protocol.ID = "/flurry/group/1"
 )
 
 // Config of a Host. The zero value listens nowhere and works as a client.
@@ -41,32 +40,61 @@ type Config struct {
 	Listen    []string // host:port, for TCP and for QUIC over UDP; host may be empty
 	StoreDir  string   // what nix-cache-info says to peers
 	UserAgent string   // such as "flurry/1.0"
-	// MaxConnections trims the number of connections; 0 means 256.
+
+	// MaxConnections bounds connections with peers, both ways together; 0 means 256.
 	MaxConnections int
-	Log            *slog.Logger
+	// ConnectionsPerIP bounds those with one address; 0 means 16.
+	ConnectionsPerIP int
+	// Networks are those that peers may be in, static peers and loopback excepted; nil means everywhere.
+	Networks []netip.Prefix
+	// Upload and Download bound the NAR bytes per second to and from all peers; 0 means unlimited.
+	Upload, Download int64
+
+	// StandingFile remembers over restarts who sent wrong bytes and who did well; "" means in memory only.
+	StandingFile string
+	// Secret is the group's, from [LoadSecret]; nil means that no peer is of the group.
+	Secret []byte
+
+	Log *slog.Logger
 	// Now is the clock of bans and back-offs; nil means time.Now.
 	Now func() time.Time
 }
 
 // Host is this agent among its peers. Make it with New, let it work with Run.
 type Host struct {
-	cfg     Config
-	log     *slog.Logger
-	now     func() time.Time
-	host    host.Host
-	catalog Catalog
-	peers   peerTable
-	client  *http.Client
-	journal *journal
-	dialer  *dialer
-	paused  atomic.Bool // no sharing: every request is a miss and the have-set empty
+	cfg       Config
+	log       *slog.Logger
+	now       func() time.Time
+	host      host.Host
+	catalog   Catalog
+	peers     peerTable
+	gater     *gater
+	client    *http.Client
+	requests  net.Listener // streams of protoHTTP
+	journal   *journal
+	board     *flightBoard
+	snapshots snapshotCache
+	memory    haveMemory
+	standing  *standing
+	group     *group
+	dialer    *dialer
+	slots     *sendSlots
+	upload    *throttle
+	download  *throttle
+	talk      *rate.Limiter // of log lines that strangers can cause
+	sent      atomic.Int64  // NAR bytes to all peers
+	paused    atomic.Bool   // no sharing: every request is a miss and the have-set empty
 
-	wg sync.WaitGroup // have-set streams
+	tasks    tasks
+	running  atomic.Pointer[context.Context] // of Run; nil before
+	closeOne sync.Once
 }
 
-// New opens the listeners. It fails only if none of them could be opened.
+// New opens the listeners. It fails only if none of them could be opened, or for a weak secret.
 func New(cfg Config, id *Identity, catalog Catalog) (*Host, error) {
-	h := &Host{cfg: cfg, log: cfg.Log, now: cfg.Now, catalog: catalog}
+	h := &Host{cfg: cfg, log: cfg.Log, now: cfg.Now, catalog: catalog, journal: newJournal(), board: newFlightBoard(),
+		upload: newThrottle(cfg.Upload), download: newThrottle(cfg.Download),
+		slots: newSendSlots(maxSending), talk: rate.NewLimiter(5, 50)}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}
@@ -74,60 +102,93 @@ func New(cfg Config, id *Identity, catalog Catalog) (*Host, error) {
 		h.now = time.Now
 	}
 	h.peers = peerTable{host: h, byID: map[peer.ID]*Peer{}}
+	h.gater = newGater(&h.peers, cfg.Networks)
+	h.memory = haveMemory{host: h, most: haveMemoryMost}
+	h.standing = newStanding(h, cfg.StandingFile)
+	h.standing.load()
+	var err error
+	if h.group, err = newGroup(cfg.Secret); err != nil {
+		return nil, err
+	}
 	addrs, err := listenAddrs(cfg.Listen)
 	if err != nil {
 		return nil, err
 	}
-	limit := cfg.MaxConnections
-	if limit <= 0 {
-		limit = 256
+	if err := h.open(id); err != nil {
+		return nil, err
 	}
-	manager, err := connmgr.NewConnManager(limit*3/4, limit)
+	h.dialer = newDialer(h)
+	h.client = newClient(h)
+	if err := h.handleStreams(); err != nil {
+		h.host.Close()
+		return nil, err
+	}
+	if len(addrs) > 0 { // only now: whoever connects finds every handler
+		if err := h.host.Network().Listen(addrs...); err != nil {
+			h.Close()
+			return nil, fmt.Errorf("listen for peers on %v: %w; is another agent running? set peers.listen to a free port", cfg.Listen, err)
+		}
+	}
+	return h, nil
+}
+
+// open makes the libp2p host; it does not listen yet.
+func (h *Host) open(id *Identity) error {
+	limit := h.cfg.connectionLimit()
+	manager, err := connmgr.NewConnManager(limit*3/4, limit*7/8, connmgr.WithGracePeriod(trimGrace))
 	if err != nil {
-		return nil, fmt.Errorf("peers: %w", err)
+		return fmt.Errorf("peers: %w", err)
+	}
+	resources, err := newResourceManager(&h.cfg)
+	if err != nil {
+		manager.Close()
+		return fmt.Errorf("peers: %w", err)
 	}
 	h.host, err = libp2p.New(
 		libp2p.Identity(id.key),
-		libp2p.ListenAddrs(addrs...),
-		libp2p.Transport(tcp.NewTCPTransport),
+		libp2p.Transport(newLinkTCP),
 		libp2p.Transport(libp2pquic.NewTransport),
 		libp2p.Security(libp2ptls.ID, libp2ptls.New), // TLS alone: 1.3 times as fast as Noise
 		libp2p.ConnectionManager(manager),
-		libp2p.ConnectionGater(&gater{&h.peers}),
+		libp2p.ResourceManager(resources),
+		libp2p.ConnectionGater(h.gater),
 		libp2p.DialRanker(rankDials),
-		libp2p.UserAgent(cfg.UserAgent),
+		libp2p.UserAgent(h.cfg.UserAgent),
 		libp2p.DisableRelay(),
 		libp2p.DisableMetrics(),
 	)
 	if err != nil {
-		return nil, fmt.Errorf("listen for peers on %v: %w; is another agent running? set peers.listen to a free port", cfg.Listen, err)
+		manager.Close()
+		resources.Close()
+		return fmt.Errorf("peers: %w", err)
 	}
-	h.client = &http.Client{Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
-			return h.openStream(ctx, addr)
-		},
-		DisableCompression:     true,
-		MaxIdleConnsPerHost:    16,
-		IdleConnTimeout:        time.Minute,
-		MaxResponseHeaderBytes: serverHeaderBytes,
-		ReadBufferSize:         64 << 10,
-	}, CheckRedirect: func(*http.Request, []*http.Request) error { return errors.New("peers do not redirect") }}
-	h.journal = newJournal()
-	h.dialer = newDialer(h)
-	return h, nil
+	return nil
 }
 
-// openStream opens a stream to a connected peer; addr is "<peer id>:80". It never dials.
-func (h *Host) openStream(ctx context.Context, addr string) (net.Conn, error) {
-	name, _, err := net.SplitHostPort(addr)
-	if err != nil {
-		return nil, err
+// handleStreams installs what answers streams and connections. All of it waits for Run.
+func (h *Host) handleStreams() (err error) {
+	if h.requests, err = gostream.Listen(h.host, protoHTTP); err != nil {
+		return fmt.Errorf("peers: %w", err)
 	}
-	id, err := peer.Decode(name)
-	if err != nil {
-		return nil, err
+	h.host.SetStreamHandler(protoHave, h.inTask(h.receiveHave))
+	h.host.SetStreamHandler(protoGroup, h.inTask(h.answerGroup))
+	h.host.SetStreamHandler(protoFlights, h.inTask(h.hearFlights))
+	changed := func(_ network.Network, c network.Conn) { h.settle(c.RemotePeer()) }
+	h.host.Network().Notify(&network.NotifyBundle{ConnectedF: changed, DisconnectedF: changed})
+	return nil
+}
+
+// inTask runs a stream handler as a task that Run waits for.
+func (h *Host) inTask(handle func(network.Stream)) network.StreamHandler {
+	return func(s network.Stream) {
+		done, ok := h.tasks.enter()
+		if !ok {
+			s.Reset()
+			return
+		}
+		defer done()
+		handle(s)
 	}
-	return gostream.Dial(network.WithNoDial(ctx, "peers are dialled elsewhere"), h.host, id, protoHTTP)
 }
 
 // ID returns this agent's peer id.
@@ -155,20 +216,19 @@ func (h *Host) Port() int {
 }
 
 // Run serves and dials until ctx ends, then closes all connections. finders say where peers may be.
+// It is called at most once.
 func (h *Host) Run(ctx context.Context, finders ...discovery.Finder) error {
 	g, gctx := errgroup.WithContext(ctx)
 	unwatch := h.catalog.Watch(h.journal.add)
-	h.host.Network().Notify(&network.NotifyBundle{
-		ConnectedF:    func(_ network.Network, c network.Conn) { h.connected(gctx, c) },
-		DisconnectedF: func(_ network.Network, c network.Conn) { h.disconnected(c) },
-	})
-	h.host.SetStreamHandler(protoHave, h.receiveHave)
-	for _, c := range h.host.Network().Conns() { // those that were quicker than the notifier
-		h.connected(gctx, c)
+	h.running.Store(&gctx)
+	for _, id := range h.host.Network().Peers() { // those that were quicker than Run
+		h.settle(id)
 	}
 	g.Go(func() error { return h.serve(gctx) })
 	g.Go(func() error { return h.dialer.run(gctx) })
 	g.Go(func() error { return h.watchLiveness(gctx) })
+	g.Go(func() error { return h.watchAddresses(gctx) })
+	g.Go(func() error { return h.standing.run(gctx) })
 	for _, f := range finders {
 		g.Go(func() error { return f.Run(gctx, h.dialer.found) })
 	}
@@ -176,14 +236,23 @@ func (h *Host) Run(ctx context.Context, finders ...discovery.Finder) error {
 		<-gctx.Done()
 		unwatch()
 		h.journal.close()
-		return h.host.Close()
+		return h.Close()
 	})
 	err := g.Wait()
-	h.client.CloseIdleConnections()
-	h.wg.Wait()
 	if ctx.Err() != nil {
 		return nil
 	}
+	return err
+}
+
+// Close closes the listeners and all connections. Run does it itself; it is for a Host that never ran.
+func (h *Host) Close() (err error) {
+	h.closeOne.Do(func() {
+		h.requests.Close()
+		err = h.host.Close()
+		h.client.CloseIdleConnections()
+		h.tasks.wait()
+	})
 	return err
 }
 
@@ -194,94 +263,48 @@ func (h *Host) Pause(on bool) {
 	}
 }
 
-// connected starts to tell a new peer what this machine has.
-func (h *Host) connected(ctx context.Context, c network.Conn) {
-	p := h.peers.get(c.RemotePeer())
-	if p == nil {
-		c.Close()
-		return
+// chatter logs what strangers can cause as often as they like: some of it.
+func (h *Host) chatter(msg string, args ...any) {
+	level := slog.LevelInfo
+	if !h.talk.Allow() {
+		level = slog.LevelDebug
 	}
-	p.mu.Lock()
-	first := p.connectedAt.IsZero()
-	if first {
-		p.connectedAt = h.now()
-		p.failures, p.suspectUntil = 0, time.Time{}
-	}
-	p.via = h.dialer.viaOf(p.id, p.via)
-	p.mu.Unlock()
-	if !first {
-		return
-	}
-	h.peers.setConnected(p, true)
-	h.wg.Go(func() { h.sendHave(ctx, p) })
+	h.log.Log(context.Background(), level, msg, args...)
 }
 
-// disconnected forgets what a peer said it has, once its last connection is gone.
-func (h *Host) disconnected(c network.Conn) {
-	id := c.RemotePeer()
-	if h.host.Network().Connectedness(id) == network.Connected {
-		return
-	}
-	p := h.peers.get(id)
-	if p == nil {
-		return
-	}
-	p.mu.Lock()
-	was := !p.connectedAt.IsZero()
-	p.connectedAt, p.group = time.Time{}, false
-	p.mu.Unlock()
-	if !was {
-		return
-	}
-	h.peers.setConnected(p, false)
-	p.have.replace(nil, 0)
-	h.log.Info("peer left", "peer", p.ID())
-	h.dialer.lost(id)
+// tasks are goroutines that end with the host. mu guards closed; the zero value is ready.
+type tasks struct {
+	mu     sync.Mutex
+	closed bool
+	wg     sync.WaitGroup
 }
 
-// expel closes a peer's connections and stops dialling it.
-func (h *Host) expel(p *Peer) {
-	p.have.replace(nil, 0)
-	h.wg.Go(func() { h.host.Network().ClosePeer(p.id) })
+// enter counts the caller as a task until done is called; ok is false once the host is closing.
+func (t *tasks) enter() (done func(), ok bool) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.closed {
+		return nil, false
+	}
+	t.wg.Add(1)
+	return t.wg.Done, true
 }
 
-// listenAddrs turns host:port into multiaddrs for TCP and QUIC.
-func listenAddrs(list []string) ([]ma.Multiaddr, error) {
-	var out []ma.Multiaddr
-	add := func(ip netip.Addr, port string) error {
-		family := "ip4"
-		if ip.Is6() {
-			family = "ip6"
-		}
-		for _, tail := range []string{"/tcp/" + port, "/udp/" + port + "/quic-v1"} {
-			a, err := ma.NewMultiaddr("/" + family + "/" + ip.String() + tail)
-			if err != nil {
-				return err
-			}
-			out = append(out, a)
-		}
-		return nil
+// run starts fn unless the host is closing.
+func (t *tasks) run(fn func()) {
+	done, ok := t.enter()
+	if !ok {
+		return
 	}
-	for _, s := range list {
-		name, port, err := net.SplitHostPort(s)
-		if err != nil {
-			return nil, fmt.Errorf("peers.listen %q: %w; want host:port, such as :6491", s, err)
-		}
-		ips := []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
-		if name != "" {
-			ip, err := netip.ParseAddr(name)
-			if err != nil {
-				return nil, fmt.Errorf("peers.listen %q: %w; want an IP address before the port", s, err)
-			}
-			ips = []netip.Addr{ip}
-		}
-		for _, ip := range ips {
-			if err := add(ip, port); err != nil {
-				return nil, fmt.Errorf("peers.listen %q: %w", s, err)
-			}
-		}
-	}
-	return out, nil
+	go func() {
+		defer done()
+		fn()
+	}()
 }
 
-func discardLog() *stdlog.Logger { return stdlog.New(io.Discard, "", 0) }
+func (t *tasks) wait() {
+	t.mu.Lock()
+	t.closed = true
+	t.mu.Unlock()
+	t.wg.Wait()
+}

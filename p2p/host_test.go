@@ -32,7 +32,7 @@ type fakePath struct {
 func newFakeCatalog() *fakeCatalog { return &fakeCatalog{paths: map[verify.StoreHash]fakePath{}} }
 
 // add makes a path whose NAR is n random bytes.
-func (c *fakeCatalog) add(t *testing.T, seed uint64, n int, scope verify.Scope) (verify.StoreHash, verify.Hash) {
+func (c *fakeCatalog) add(t testing.TB, seed uint64, n int, scope verify.Scope) (verify.StoreHash, verify.Hash) {
 	t.Helper()
 	rng := rand.New(rand.NewPCG(seed, 1))
 	nar := make([]byte, n)
@@ -122,7 +122,7 @@ func startHost(t *testing.T, c Catalog, finders ...discovery.Finder) *Host {
 	if err != nil {
 		t.Fatal(err)
 	}
-	h, err := New(Config{Listen: []string{"127.0.0.1:0"}, StoreDir: "/nix/store", UserAgent: "flurry/test"}, id, c)
+	h, err := New(Config{Listen: []string{"127.0.0.1:0"}, StoreDir: "/nix/store", UserAgent: "flurry/test", ConnectionsPerIP: 256}, id, c)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -160,7 +160,7 @@ func whereIs(h *Host, withID bool) at {
 }
 
 // eventually waits for cond.
-func eventually(t *testing.T, what string, cond func() bool) {
+func eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
 	for end := time.Now().Add(20 * time.Second); time.Now().Before(end); time.Sleep(5 * time.Millisecond) {
 		if cond() {
@@ -187,7 +187,7 @@ func TestANeighbourServesWhatItsHaveSetClaims(t *testing.T) {
 			t.Fatal(info, err)
 		}
 		for _, off := range []int64{0, 1, 2 << 20, 3<<20 - 1} {
-			body, err := p.NAR(t.Context(), h1, sum, 3<<20, off)
+			body, err := p.NAR(t.Context(), h1, sum, 3<<20, off, 3<<20)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -227,7 +227,7 @@ func TestGroupPathsStayInvisibleToStrangers(t *testing.T) {
 			t.Error("narinfo of a private path:", err)
 		}
 	}
-	if _, err := p.NAR(t.Context(), private, sum, 10, 0); !errors.Is(err, ErrAbsent) {
+	if _, err := p.NAR(t.Context(), private, sum, 10, 0, 10); !errors.Is(err, ErrAbsent) {
 		t.Error("NAR of a private path:", err)
 	}
 }

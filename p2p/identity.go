@@ -4,9 +4,11 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -61,19 +63,31 @@ func createIdentity(file string) (*Identity, error) {
 	return newIdentity(key)
 }
 
+// maxSecretFile bounds a file with a key, in bytes.
+const maxSecretFile = 64 << 10
+
 // readSecret reads a small file that nobody else may read and no group may write.
 func readSecret(file string) ([]byte, error) {
-	info, err := os.Stat(file)
+	f, err := os.OpenFile(file, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe must not hang us
 	if err != nil {
 		return nil, err
+	}
+	defer f.Close()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() {
+		return nil, fmt.Errorf("%s is not a regular file", file)
 	}
 	if mode := info.Mode().Perm(); mode&0o027 != 0 {
 		return nil, fmt.Errorf("%s has mode %04o, others could use it: chmod 600 %s", file, mode, file)
 	}
-	if info.Size() > 64<<10 {
-		return nil, fmt.Errorf("%s is %d bytes, too large for a key", file, info.Size())
+	data, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
+	if err == nil && len(data) > maxSecretFile {
+		err = fmt.Errorf("%s is too large for a key", file)
 	}
-	return os.ReadFile(file)
+	return data, err
 }
 
 // writeFileDurably writes a 0600 file that is whole or absent after a crash.

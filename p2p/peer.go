@@ -1,57 +1,85 @@
 package p2p
 
 import (
-	"cmp"
 	"context"
 	"errors"
-	"fmt"
-	"io"
+	"math"
 	"math/rand/v2"
-	"net/http"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
+	"golang.org/x/time/rate"
 
-	"github.com/flurry-nix/flurry/binarycache"
 	"github.com/flurry-nix/flurry/verify"
 )
 
 // Standing of a peer.
 const (
-	firstRTT     = 5 * time.Millisecond // before any was measured: a LAN's
-	ewmaWeight   = 0.25                 // of the newest sample
-	suspectMin   = time.Second          // how long a stalled peer is left out, at first
-	suspectMax   = time.Minute          // and at most
-	banTime      = 12 * time.Hour       // for wrong bytes
-	minRateBytes = 256 << 10            // a body below this says nothing about throughput
+	firstRTT      = 5 * time.Millisecond   // before any was measured: a LAN's
+	firstRate     = 50e6                   // bytes per second, likewise: half a Gbit link
+	ewmaWeight    = 0.25                   // of the newest sample
+	suspectMin    = time.Second            // how long a stalled peer is left out, at first
+	suspectMax    = time.Minute            // and at most
+	suspectAlive  = 500 * time.Millisecond // for a first failure of a peer that answers a ping
+	busyTime      = time.Second            // a peer that said it is busy is left alone that long
+	banTime       = 12 * time.Hour         // for wrong bytes
+	maxReason     = 200                    // bytes of an error kept as a ban's reason
+	minRateBytes  = 256 << 10              // a body below this says nothing about throughput
+	strangerDelay = 20 * time.Millisecond  // added to the cost of a peer without a good record
+	falseWeight   = 0.1                    // of the newest answer in the share of false claims
+	falseHalfLife = 10 * time.Minute       // a liar that is asked nothing must be able to heal
 )
+
+// ErrBusy is a peer's answer that it serves as many as it can. It says nothing against the peer.
+var ErrBusy = errors.New("busy")
 
 // Peer is another agent. Its methods are safe for concurrent use; mu guards the fields below it.
 type Peer struct {
 	id   peer.ID
+	name string // id as text
 	host *Host
 	have haveSet
 
 	in, out     atomic.Int64 // NAR bytes received from and sent to it
 	falseClaims atomic.Int64 // questions it answered with 404 although it claimed to have the path
+	sending     atomic.Int32 // NARs that are on their way to it
+	hearing     atomic.Bool  // a stream of its announcements is open
+	checking    atomic.Bool  // a ping is deciding whether it is alive
+
+	life   sync.Mutex // one change between connected and not at a time; taken before mu
+	haveMu sync.Mutex // one change of its have-set at a time; taken before mu
 
 	mu           sync.Mutex
 	via          string
-	connectedAt  time.Time // zero: not connected
+	connectedAt  time.Time          // zero: not connected
+	session      context.Context    // of what runs for as long as it is connected
+	refreshed    time.Time          // when a change of its connections last made us begin anew
+	endSession   context.CancelFunc // stops what runs for as long as it is connected
+	resend       context.CancelFunc // makes it get our have-set anew; nil before the first
+	haveStream   network.Stream     // on which it tells what it has
+	haveBudget   *rate.Limiter      // what its have-set streams may cost us, in bytes; nil before the first
 	rtt          time.Duration
+	rttMeasured  bool
 	rate         float64 // bytes per second of its NAR bodies, 0 unknown
-	failures     int     // in a row
+	good         int     // verified transfers, kept over restarts
+	falseShare   float64 // share of false claims among its answers, smoothed, as of falseAt
+	falseAt      time.Time
+	failures     int // in a row
 	suspectUntil time.Time
 	bannedUntil  time.Time
 	banReason    string
 	group        bool // proved knowledge of the group secret on this connection
 }
 
+func newPeer(h *Host, id peer.ID) *Peer {
+	return &Peer{id: id, name: id.String(), host: h, rtt: firstRTT}
+}
+
 // ID returns the peer id's text.
-func (p *Peer) ID() string { return p.id.String() }
+func (p *Peer) ID() string { return p.name }
 
 // Banned tells whether the peer sent wrong bytes not long ago.
 func (p *Peer) Banned() bool {
@@ -64,29 +92,54 @@ func (p *Peer) Banned() bool {
 func (p *Peer) scope() verify.Scope {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	return p.scopeLocked()
+}
+
+func (p *Peer) scopeLocked() verify.Scope {
 	if p.group {
 		return verify.ScopeGroup
 	}
 	return verify.ScopePublic
 }
 
-// usable tells whether it makes sense to ask the peer anything now.
-func (p *Peer) usable() bool {
+// costNow estimates how long the peer takes to send size bytes; ok is false if it is better left alone.
+// Peers without a good record come behind those that have one and are about as quick, so that whoever
+// makes identities by the thousand does not get to be asked first.
+func (p *Peer) costNow(now time.Time, size int64) (cost time.Duration, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	now := p.host.now()
-	return !p.connectedAt.IsZero() && now.After(p.suspectUntil) && now.After(p.bannedUntil)
+	if p.connectedAt.IsZero() || now.Before(p.suspectUntil) || now.Before(p.bannedUntil) {
+		return 0, false
+	}
+	return p.costLocked(now, size), true
+}
+
+func (p *Peer) costLocked(now time.Time, size int64) time.Duration {
+	rate := p.rate
+	if rate == 0 {
+		rate = firstRate // try new peers, but known fast ones first
+	}
+	cost := p.rtt + time.Duration(float64(size)/rate*float64(time.Second)) + time.Duration(min(p.failures, 100))*50*time.Millisecond
+	if p.good == 0 {
+		cost = 2*cost + strangerDelay
+	}
+	if p.falseShare > 0 {
+		share := p.falseShareLocked(now)
+		cost += time.Duration(share * float64(4*cost+100*time.Millisecond))
+	}
+	return cost
+}
+
+func (p *Peer) falseShareLocked(now time.Time) float64 {
+	age := max(0, now.Sub(p.falseAt))
+	return p.falseShare * math.Exp2(-age.Seconds()/falseHalfLife.Seconds())
 }
 
 // Cost estimates how long the peer takes to send size bytes.
 func (p *Peer) Cost(size int64) time.Duration {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	rate := p.rate
-	if rate == 0 {
-		rate = 50e6 // half a Gbit link: try new peers, but known fast ones first
-	}
-	return p.rtt + time.Duration(float64(size)/rate*float64(time.Second)) + time.Duration(p.failures)*50*time.Millisecond
+	return p.costLocked(p.host.now(), size)
 }
 
 // RTT is the smoothed time from a question to the first byte of its answer.
@@ -99,122 +152,14 @@ func (p *Peer) RTT() time.Duration {
 // Claims tells whether the peer's have-set names the path; no packet is sent.
 func (p *Peer) Claims(d verify.PathDigest) bool { return p.have.Has(d.Key()) }
 
-// NarInfo asks the peer what it knows of a path. The answer is a claim to be verified. ErrAbsent
-// means that it does not have it.
-func (p *Peer) NarInfo(ctx context.Context, d verify.PathDigest) (*verify.NarInfo, error) {
-	resp, err := p.get(ctx, d.String()+".narinfo", 0)
-	if err != nil {
-		return nil, err
-	}
-	defer resp.Body.Close()
-	n, err := verify.ReadNarInfo(resp.Body)
-	if err != nil {
-		return nil, fmt.Errorf("peer %v: %w", p.id, err)
-	}
-	io.Copy(io.Discard, io.LimitReader(resp.Body, 1)) // see io.EOF, so that the stream is used again
-	return n, nil
-}
-
-// NAR asks the peer for the NAR of a path, whose signed hash and size are known, from byte off on. The
-// body yields at most size-off unverified bytes; it ends with io.ErrUnexpectedEOF if there are fewer.
-func (p *Peer) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size, off int64) (io.ReadCloser, error) {
-	resp, err := p.get(ctx, binarycache.NARURL(h, narHash), off)
-	if err != nil {
-		return nil, err
-	}
-	if resp.ContentLength != size-off {
-		resp.Body.Close()
-		return nil, fmt.Errorf("peer %v: answer of %d bytes where %d were asked for", p.id, resp.ContentLength, size-off)
-	}
-	return &narBody{ReadCloser: resp.Body, p: p, started: time.Now()}, nil
-}
-
-// get sends one request and returns a 200 (off = 0) or 206 answer.
-func (p *Peer) get(ctx context.Context, name string, off int64) (*http.Response, error) {
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.id.String()+"/"+name, nil)
-	if err != nil {
-		return nil, err
-	}
-	want := http.StatusOK
-	if off > 0 {
-		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", off))
-		want = http.StatusPartialContent
-	}
-	start := time.Now()
-	resp, err := p.host.client.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("peer %v: %w", p.id, errors.Unwrap(err)) // the URL is not for logs
-	}
-	p.sampleRTT(time.Since(start))
-	if resp.StatusCode == want {
-		return resp, nil
-	}
-	io.Copy(io.Discard, io.LimitReader(resp.Body, 4<<10))
-	resp.Body.Close()
-	if resp.StatusCode == http.StatusNotFound {
-		p.falseClaims.Add(1)
-		return nil, fmt.Errorf("peer %v: %w", p.id, ErrAbsent)
-	}
-	return nil, fmt.Errorf("peer %v: unexpected status %d", p.id, resp.StatusCode)
-}
-
 func (p *Peer) sampleRTT(d time.Duration) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if !p.rttMeasured {
+		p.rtt, p.rttMeasured = d, true
+		return
+	}
 	p.rtt += time.Duration(ewmaWeight * float64(d-p.rtt))
-}
-
-// Good records that a transfer went well: n verified bytes.
-func (p *Peer) Good() {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.failures, p.suspectUntil = 0, time.Time{}
-}
-
-// Flaky records a stall or a failure. The peer is left out for a while that doubles with each failure
-// in a row, with jitter, and heals by itself.
-func (p *Peer) Flaky(err error) {
-	p.mu.Lock()
-	p.failures++
-	d := min(suspectMax, suspectMin<<min(p.failures-1, 10))
-	d = d/2 + rand.N(d)
-	p.suspectUntil = p.host.now().Add(d)
-	p.mu.Unlock()
-	p.host.log.Info("peer is left out for a while", "peer", p.ID(), "for", d.Round(time.Millisecond), "err", err)
-}
-
-// Convict records that the peer sent bytes known to be wrong. It is out at once.
-func (p *Peer) Convict(err error) {
-	p.mu.Lock()
-	p.bannedUntil, p.banReason = p.host.now().Add(banTime), err.Error()
-	p.mu.Unlock()
-	p.host.log.Warn("peer sent wrong bytes and is shut out", "peer", p.ID(), "for", banTime, "err", err)
-	p.host.expel(p)
-}
-
-// narBody counts and times what a peer sends.
-type narBody struct {
-	io.ReadCloser
-	p       *Peer
-	started time.Time
-	n       int64
-	once    sync.Once
-}
-
-func (b *narBody) Read(buf []byte) (int, error) {
-	n, err := b.ReadCloser.Read(buf)
-	b.n += int64(n)
-	b.p.in.Add(int64(n))
-	return n, err
-}
-
-func (b *narBody) Close() error {
-	b.once.Do(func() {
-		if b.n >= minRateBytes {
-			b.p.sampleRate(float64(b.n) / max(time.Since(b.started).Seconds(), 1e-6))
-		}
-	})
-	return b.ReadCloser.Close()
 }
 
 func (p *Peer) sampleRate(rate float64) {
@@ -227,91 +172,92 @@ func (p *Peer) sampleRate(rate float64) {
 	p.rate += ewmaWeight * (rate - p.rate)
 }
 
-// peerTable holds every peer ever seen by this process; mu guards byID.
-type peerTable struct {
-	host *Host
-	mu   sync.RWMutex
-	byID map[peer.ID]*Peer
-
-	online atomic.Pointer[[]*Peer] // written under mu
+// answered records whether the peer had what its have-set claims.
+func (p *Peer) answered(had bool) {
+	now := p.host.now()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if had && p.falseShare == 0 {
+		return
+	}
+	p.falseShare, p.falseAt = p.falseShareLocked(now)*(1-falseWeight), now
+	if !had {
+		p.falseShare += falseWeight
+	}
 }
 
-// maxPeers bounds the table: at about 500 bytes each a stranger cannot fill memory with identities.
-const maxPeers = 10_000
-
-// get returns the peer's record, a new one for a new identity, or nil if the table is full.
-func (t *peerTable) get(id peer.ID) *Peer {
-	t.mu.RLock()
-	p := t.byID[id]
-	t.mu.RUnlock()
-	if p != nil {
-		return p
+// Good records that a transfer went well: verified bytes.
+func (p *Peer) Good() {
+	p.mu.Lock()
+	p.failures, p.suspectUntil = 0, time.Time{}
+	p.good = min(p.good+1, math.MaxInt32)
+	good := p.good
+	p.mu.Unlock()
+	if good&(good-1) == 0 { // now and then: it is a tag for the connection manager, not a count
+		p.host.host.ConnManager().TagPeer(p.id, "good", min(good, 100))
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if p = t.byID[id]; p == nil && (len(t.byID) < maxPeers || t.evict()) {
-		p = &Peer{id: id, host: t.host, rtt: firstRTT}
-		t.byID[id] = p
-	}
-	return p
 }
 
-// evict drops one record that holds nothing worth keeping.
-func (t *peerTable) evict() bool {
-	for id, p := range t.byID {
-		p.mu.Lock()
-		idle := p.connectedAt.IsZero() && p.host.now().After(p.bannedUntil)
+// Flaky records a stall or a failure. The peer is left out for a while that doubles with each failure
+// in a row, with jitter, and heals by itself; a ping finds out at once whether it is there at all.
+func (p *Peer) Flaky(err error) {
+	now := p.host.now()
+	p.mu.Lock()
+	if errors.Is(err, ErrBusy) {
+		p.suspectUntil = latest(p.suspectUntil, now.Add(busyTime/2+rand.N(busyTime)))
 		p.mu.Unlock()
-		if idle {
-			delete(t.byID, id)
-			return true
-		}
+		return
 	}
-	return false
+	p.failures++
+	d := min(suspectMax, suspectMin<<min(p.failures-1, 10))
+	d = d/2 + rand.N(d)
+	p.suspectUntil = now.Add(d)
+	p.mu.Unlock()
+	p.host.chatter("peer is left out for a while", "peer", p.name, "for", d.Round(time.Millisecond), "err", err)
+	p.host.doubt(p)
 }
 
-// setConnected publishes the list of connected peers for readers that must not wait.
-func (t *peerTable) setConnected(p *Peer, on bool) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	var list []*Peer
-	for _, q := range t.connected() {
-		if q != p {
-			list = append(list, q)
-		}
+// reassure shortens a first suspicion: the peer is slow, not gone.
+func (p *Peer) reassure() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.failures != 1 {
+		return
 	}
-	if on {
-		list = append(list, p)
+	if soon := p.host.now().Add(suspectAlive); soon.Before(p.suspectUntil) {
+		p.suspectUntil = soon
 	}
-	t.online.Store(&list)
 }
 
-// connected returns the connected peers; the slice is not to be changed.
-func (t *peerTable) connected() []*Peer {
-	if l := t.online.Load(); l != nil {
-		return *l
-	}
-	return nil
+// Convict records that the peer sent bytes known to be wrong. It is out at once, whatever its address,
+// and stays out over restarts.
+func (p *Peer) Convict(err error) {
+	reason := cleanText(err.Error(), maxReason)
+	p.mu.Lock()
+	p.bannedUntil, p.banReason = p.host.now().Add(banTime), reason
+	p.good = 0
+	p.mu.Unlock()
+	p.host.log.Warn("peer sent wrong bytes and is shut out", "peer", p.name, "for", banTime, "err", err)
+	p.host.standing.changed()
+	p.host.expel(p)
 }
 
-// Holders returns the peers that claim to have a path and may be asked now, the quickest for size
-// bytes first. No packet is sent.
-func (h *Host) Holders(d verify.PathDigest, size int64) []*Peer {
-	key := d.Key()
-	var list []*Peer
-	for _, p := range h.peers.connected() {
-		if p.have.Has(key) && p.usable() {
-			list = append(list, p)
+func latest(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
+
+// cleanText makes a short printable line of s, of which a part may come from the network.
+func cleanText(s string, most int) string {
+	b := make([]byte, 0, min(len(s), most))
+	for i := 0; i < len(s) && len(b) < most; i++ {
+		c := s[i]
+		if c < ' ' || c > '~' {
+			c = '?'
 		}
+		b = append(b, c)
 	}
-	if len(list) < 2 {
-		return list
-	}
-	cost := make(map[*Peer]time.Duration, len(list))
-	for _, p := range list {
-		// Jitter spreads a site's load over peers that are about equal.
-		cost[p] = time.Duration(float64(p.Cost(size)) * (0.8 + 0.4*rand.Float64()))
-	}
-	slices.SortFunc(list, func(a, b *Peer) int { return cmp.Compare(cost[a], cost[b]) })
-	return list
+	return string(b)
 }

@@ -3,13 +3,15 @@ package p2p
 import (
 	"context"
 	"errors"
+	"io"
+	stdlog "log"
 	"net"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
-	"github.com/libp2p/go-libp2p/p2p/net/gostream"
 
 	"github.com/flurry-nix/flurry/binarycache"
 	"github.com/flurry-nix/flurry/verify"
@@ -18,37 +20,76 @@ import (
 // Limits of the peer-facing server.
 const (
 	serverHeaderBytes    = 8 << 10          // a request's header; ours are under 300 bytes
-	serverHeaderPatience = 10 * time.Second // from the first byte of a request to the end of its header
-	serverIdle           = 2 * time.Minute  // an idle stream costs a goroutine
+	serverHeaderPatience = 3 * time.Second  // from the first byte of a request to the end of its header
+	serverIdle           = 30 * time.Second // an idle stream costs a goroutine and two buffers
 	sendPatience         = time.Minute      // for 8 MiB to a reader: below 1 Mbit/s it is cut
 )
 
-type peerKey struct{}
+type (
+	peerKey struct{} // of the *Peer in a request's context
+	connKey struct{} // and of its *requestConn
+)
+
+// requestConn cuts a stream whose peer sends more while its question is being thought about: no client
+// of ours does, and 256 KiB of it, a stream's window, would be held for as long as the answer takes.
+type requestConn struct {
+	net.Conn
+	thinking atomic.Bool // from the end of a question to the first byte of its answer
+}
+
+func (c *requestConn) Read(b []byte) (int, error) {
+	n, err := c.Conn.Read(b)
+	if n > 0 && c.thinking.Load() {
+		resetStream(c.Conn)
+		return 0, net.ErrClosed
+	}
+	return n, err
+}
+
+func resetStream(c net.Conn) {
+	if s, ok := c.(interface{ Reset() error }); ok {
+		s.Reset()
+	}
+}
+
+// requestListener hands out streams as *requestConn.
+type requestListener struct{ net.Listener }
+
+func (l requestListener) Accept() (net.Conn, error) {
+	c, err := l.Listener.Accept()
+	if err != nil {
+		return nil, err
+	}
+	return &requestConn{Conn: c}, nil
+}
 
 // serve answers peers until the host closes.
 func (h *Host) serve(ctx context.Context) error {
-	l, err := gostream.Listen(h.host, protoHTTP)
-	if err != nil {
-		return err
-	}
 	srv := &http.Server{
 		Handler:           http.HandlerFunc(h.handle),
 		ReadHeaderTimeout: serverHeaderPatience,
 		IdleTimeout:       serverIdle,
 		MaxHeaderBytes:    serverHeaderBytes,
-		BaseContext:       func(net.Listener) context.Context { return ctx },
+		// "OPTIONS *" is answered like any other nonsense.
+		DisableGeneralOptionsHandler: true,
+		BaseContext:                  func(net.Listener) context.Context { return ctx },
 		ConnContext: func(ctx context.Context, c net.Conn) context.Context {
-			s, ok := c.(interface{ Conn() network.Conn })
+			rc, ok := c.(*requestConn)
 			if !ok {
 				return ctx
 			}
+			s, ok := rc.Conn.(interface{ Conn() network.Conn })
+			if !ok {
+				return ctx
+			}
+			ctx = context.WithValue(ctx, connKey{}, rc)
 			return context.WithValue(ctx, peerKey{}, h.peers.get(s.Conn().RemotePeer()))
 		},
-		ErrorLog: discardLog(),
+		ErrorLog: stdlog.New(io.Discard, "", 0), // a stranger's garbage is not worth a line
 	}
 	stop := context.AfterFunc(ctx, func() { srv.Close() })
 	defer stop()
-	if err := srv.Serve(l); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
+	if err := srv.Serve(requestListener{h.requests}); !errors.Is(err, http.ErrServerClosed) && ctx.Err() == nil {
 		return err
 	}
 	return nil
@@ -57,6 +98,9 @@ func (h *Host) serve(ctx context.Context) error {
 // handle answers one request of one peer, from the catalog alone.
 func (h *Host) handle(w http.ResponseWriter, r *http.Request) {
 	p, _ := r.Context().Value(peerKey{}).(*Peer)
+	if r.ContentLength != 0 {
+		panic(http.ErrAbortHandler) // no question has a body; reading it would be a favour
+	}
 	if p == nil || p.Banned() || h.paused.Load() || (r.Method != http.MethodGet && r.Method != http.MethodHead) {
 		binarycache.NotFound(w)
 		return
@@ -94,6 +138,17 @@ func (h *Host) handleNAR(w http.ResponseWriter, r *http.Request, p *Peer, name s
 		binarycache.NotFound(w)
 		return
 	}
+	if c, ok := r.Context().Value(connKey{}).(*requestConn); ok {
+		c.thinking.Store(true)
+		defer c.thinking.Store(false)
+		w = &firstByte{ResponseWriter: w, c: c}
+	}
+	release, ok := h.slots.take(r.Context(), p)
+	if !ok {
+		busy(w)
+		return
+	}
+	defer release()
 	content, err := h.catalog.NAR(r.Context(), hash, narHash, p.scope())
 	if err != nil {
 		h.logMiss(p, err)
@@ -101,9 +156,56 @@ func (h *Host) handleNAR(w http.ResponseWriter, r *http.Request, p *Peer, name s
 		return
 	}
 	defer content.Close()
-	binarycache.ServeNAR(w, r, binarycache.Counted(content, p.out.Add), sendPatience, func(err error) {
-		h.log.Info("sending a NAR broke off", "peer", p.ID(), "err", err)
+	counted := binarycache.Counted(throttledContent{content, h.upload}, func(n int64) int64 {
+		h.sent.Add(n) // its own sum: a peer's record may be dropped from the table
+		return p.out.Add(n)
 	})
+	binarycache.ServeNAR(w, r, counted, h.sendPatience(), func(err error) {
+		h.chatter("sending a NAR broke off", "peer", p.name, "err", err)
+	})
+}
+
+// sendPatience is how long a piece of 8 MiB may take. Our own limit is not the reader's fault.
+func (h *Host) sendPatience() time.Duration {
+	if h.cfg.Upload <= 0 {
+		return sendPatience
+	}
+	const piece = 8 << 20
+	shared := time.Duration(h.slots.now.Load()) * time.Duration(float64(piece)/float64(h.cfg.Upload)*float64(time.Second))
+	return sendPatience + 2*shared
+}
+
+// firstByte notes when an answer begins.
+type firstByte struct {
+	http.ResponseWriter
+	c *requestConn
+}
+
+func (w *firstByte) WriteHeader(status int) {
+	w.c.thinking.Store(false)
+	w.ResponseWriter.WriteHeader(status)
+}
+
+func (w *firstByte) Unwrap() http.ResponseWriter { return w.ResponseWriter }
+
+// ReadFrom keeps what the writer below can do with files.
+func (w *firstByte) ReadFrom(r io.Reader) (int64, error) { return io.Copy(w.ResponseWriter, r) }
+
+// busy says that others are being served; our own client takes no offence.
+func busy(w http.ResponseWriter) {
+	w.Header()["Retry-After"] = []string{"1"}
+	w.Header()["Content-Length"] = []string{"0"}
+	w.WriteHeader(http.StatusServiceUnavailable)
+}
+
+// throttledContent is content that leaves no quicker than the upload limit.
+type throttledContent struct {
+	binarycache.Content
+	limit *throttle
+}
+
+func (c throttledContent) WriteRange(ctx context.Context, w io.Writer, off, n int64) (int64, error) {
+	return c.Content.WriteRange(ctx, c.limit.writer(ctx, w), off, n)
 }
 
 // logMiss logs what is not a plain absence; never the path, which may be private.

@@ -24,16 +24,18 @@ type PeerStatus struct {
 	State     string
 	Reason    string        // why it is banned
 	Connected time.Duration // since when, 0 if not
+	Remaining time.Duration // of the ban or the suspicion
+
+	Group       bool  // it proved that it knows the group secret
+	Good        int   // verified transfers, restarts included
+	Failures    int   // in a row
+	FalseClaims int64 // "not found" to what its have-set claims
+	HaveDropped bool  // its have-set is not kept, for want of memory
 }
 
-// Peers returns all peers that were seen since the start.
+// Peers returns all peers that were seen since the start or are remembered from before.
 func (h *Host) Peers() []PeerStatus {
-	h.peers.mu.RLock()
-	list := make([]*Peer, 0, len(h.peers.byID))
-	for _, p := range h.peers.byID {
-		list = append(list, p)
-	}
-	h.peers.mu.RUnlock()
+	list := h.peers.all()
 	out := make([]PeerStatus, 0, len(list))
 	for _, p := range list {
 		out = append(out, p.status())
@@ -42,21 +44,23 @@ func (h *Host) Peers() []PeerStatus {
 }
 
 func (p *Peer) status() PeerStatus {
-	s := PeerStatus{ID: p.ID(), In: p.in.Load(), Out: p.out.Load(), Paths: p.have.Len()}
+	s := PeerStatus{ID: p.name, In: p.in.Load(), Out: p.out.Load(), Paths: p.have.Len(), FalseClaims: p.falseClaims.Load()}
 	for _, c := range p.host.host.Network().ConnsToPeer(p.id) {
 		s.Addrs = append(s.Addrs, c.RemoteMultiaddr().String())
 	}
+	s.HaveDropped = p.host.memory.isMissed(p)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s.Via, s.RTT, s.Rate = p.via, p.rtt, p.rate
+	s.Group, s.Good, s.Failures = p.group, p.good, p.failures
 	now := p.host.now()
 	switch {
 	case now.Before(p.bannedUntil):
-		s.State, s.Reason = StateBanned, p.banReason
+		s.State, s.Reason, s.Remaining = StateBanned, p.banReason, p.bannedUntil.Sub(now)
 	case p.connectedAt.IsZero():
 		s.State = StateAway
 	case now.Before(p.suspectUntil):
-		s.State = StateSuspect
+		s.State, s.Remaining = StateSuspect, p.suspectUntil.Sub(now)
 	default:
 		s.State = StateConnected
 	}
@@ -67,14 +71,19 @@ func (p *Peer) status() PeerStatus {
 }
 
 // BytesOut returns the NAR bytes sent to all peers.
-func (h *Host) BytesOut() int64 {
-	h.peers.mu.RLock()
-	defer h.peers.mu.RUnlock()
-	var n int64
-	for _, p := range h.peers.byID {
-		n += p.out.Load()
-	}
-	return n
+func (h *Host) BytesOut() int64 { return h.sent.Load() }
+
+// Sending returns how many NARs are on their way to peers now.
+func (h *Host) Sending() int64 { return h.slots.now.Load() }
+
+// Refused returns how many connections were refused because of who or where the peer was.
+func (h *Host) Refused() int64 { return h.gater.refused.Load() }
+
+// HaveMemory returns the bytes that all peers' have-sets take.
+func (h *Host) HaveMemory() int64 {
+	h.memory.mu.Lock()
+	defer h.memory.mu.Unlock()
+	return h.memory.used
 }
 
 // Paused tells whether sharing is paused.

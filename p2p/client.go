@@ -1,0 +1,149 @@
+package p2p
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/flurry-nix/flurry/binarycache"
+	"github.com/flurry-nix/flurry/verify"
+)
+
+// Limits of the client of peers.
+const (
+	clientStreams       = 24               // to one peer at a time; below what servers allow, see maxStreamsPerPeer
+	clientIdleStreams   = 16               // kept open for the next question
+	clientIdle          = 20 * time.Second // shorter than serverIdle, so that no question meets a closing stream
+	clientHeaderPatence = 15 * time.Second // a backstop: callers' deadlines are much shorter
+	errorBody           = 4 << 10          // bytes read of an answer that says no, so that its stream can be used again
+)
+
+// newClient makes the HTTP client that speaks to peers over streams of existing connections.
+func newClient(h *Host) *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			DialContext:            h.openStream,
+			DisableCompression:     true,
+			MaxIdleConnsPerHost:    clientIdleStreams,
+			MaxConnsPerHost:        clientStreams,
+			IdleConnTimeout:        clientIdle,
+			ResponseHeaderTimeout:  clientHeaderPatence,
+			MaxResponseHeaderBytes: serverHeaderBytes,
+			ReadBufferSize:         64 << 10,
+		},
+		CheckRedirect: func(*http.Request, []*http.Request) error { return errors.New("peers do not redirect") },
+	}
+}
+
+// NarInfo asks the peer what it knows of a path. The answer is a claim to be verified. ErrAbsent
+// means that it does not have it.
+func (p *Peer) NarInfo(ctx context.Context, d verify.PathDigest) (*verify.NarInfo, error) {
+	resp, err := p.get(ctx, d, d.String()+".narinfo", "")
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	n, err := verify.ReadNarInfo(resp.Body)
+	if err != nil {
+		return nil, fmt.Errorf("peer %s: %w", p.name, err)
+	}
+	io.Copy(io.Discard, io.LimitReader(resp.Body, 1)) // see io.EOF, so that the stream is used again
+	return n, nil
+}
+
+// NAR asks the peer for bytes [from, to) of a NAR, whose signed hash and size are known. The body yields
+// at most to-from unverified bytes; it ends with io.ErrUnexpectedEOF if there are fewer.
+func (p *Peer) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size, from, to int64) (io.ReadCloser, error) {
+	byteRange := ""
+	if from > 0 || to < size {
+		byteRange = fmt.Sprintf("bytes=%d-%d", from, to-1)
+	}
+	resp, err := p.get(ctx, h.Digest(), binarycache.NARURL(h, narHash), byteRange)
+	if err != nil {
+		return nil, err
+	}
+	if resp.ContentLength != to-from {
+		resp.Body.Close()
+		return nil, fmt.Errorf("peer %s: answer of %d bytes where %d were asked for", p.name, resp.ContentLength, to-from)
+	}
+	return &narBody{ReadCloser: resp.Body, ctx: ctx, p: p, started: time.Now()}, nil
+}
+
+// get sends one request about the path d, byteRange as its Range if not empty, and returns a 200 or 206
+// answer.
+func (p *Peer) get(ctx context.Context, d verify.PathDigest, name, byteRange string) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.name+"/"+name, nil)
+	if err != nil {
+		return nil, err
+	}
+	want := http.StatusOK
+	if byteRange != "" {
+		req.Header.Set("Range", byteRange)
+		want = http.StatusPartialContent
+	}
+	start := time.Now()
+	resp, err := p.host.client.Do(req)
+	if err != nil {
+		return nil, fmt.Errorf("peer %s: %w", p.name, withoutURL(err))
+	}
+	p.sampleRTT(time.Since(start))
+	if resp.StatusCode == want {
+		p.answered(true)
+		return resp, nil
+	}
+	io.Copy(io.Discard, io.LimitReader(resp.Body, errorBody))
+	resp.Body.Close()
+	switch resp.StatusCode {
+	case http.StatusNotFound:
+		if p.Claims(d) {
+			p.falseClaims.Add(1)
+			p.answered(false)
+		}
+		return nil, fmt.Errorf("peer %s: %w", p.name, ErrAbsent)
+	case http.StatusServiceUnavailable:
+		return nil, fmt.Errorf("peer %s: %w", p.name, ErrBusy)
+	}
+	return nil, fmt.Errorf("peer %s: unexpected status %d", p.name, resp.StatusCode)
+}
+
+// withoutURL strips what net/http adds: the URL names a path, which is not for logs.
+func withoutURL(err error) error {
+	if inner := errors.Unwrap(err); inner != nil {
+		return inner
+	}
+	return err
+}
+
+// narBody counts, times and throttles what a peer sends.
+type narBody struct {
+	io.ReadCloser
+	ctx     context.Context // of the request; a throttled read must end with it
+	p       *Peer
+	started time.Time
+	n       int64
+	once    sync.Once
+}
+
+func (b *narBody) Read(buf []byte) (int, error) {
+	buf = b.p.host.download.piece(buf)
+	n, err := b.ReadCloser.Read(buf)
+	b.n += int64(n)
+	b.p.in.Add(int64(n))
+	if werr := b.p.host.download.wait(b.ctx, n); werr != nil && err == nil {
+		err = werr
+	}
+	return n, err
+}
+
+func (b *narBody) Close() error {
+	b.once.Do(func() {
+		if b.n >= minRateBytes {
+			b.p.sampleRate(float64(b.n) / max(time.Since(b.started).Seconds(), 1e-6))
+		}
+	})
+	return b.ReadCloser.Close()
+}

@@ -1,0 +1,322 @@
+package p2p
+
+import (
+	"bufio"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"time"
+
+	"github.com/libp2p/go-libp2p/core/network"
+	"golang.org/x/time/rate"
+
+	"github.com/flurry-nix/flurry/verify"
+)
+
+// Bounds of what agents tell each other about NARs on their way.
+const (
+	frameFlights  = 1
+	maxFlights    = 1024                 // NARs of one peer that are remembered
+	maxHeldSpans  = 32                   // ranges in one announcement
+	maxFlightBody = 256 << 10            // bytes of a frame
+	flightGather  = 4 * time.Millisecond // announcements come in bursts: one frame for many
+	flightRate    = 512 << 10            // bytes a second of announcements from one peer, in the long run
+	flightBurst   = 4 << 20
+	flightOpening = 10 * time.Second
+	tombstoneLife = time.Minute // how long "nothing more to tell" is kept for slow readers
+)
+
+var errFlights = errors.New("malformed announcement of NARs on their way")
+
+// Progress is how far a machine is with one NAR. Stage is the substituter's word, 0 for nothing to tell
+// any more; Held are byte ranges [from, to) that can be had from it.
+type Progress struct {
+	Stage uint8
+	Held  [][2]int64
+}
+
+// Flying is a peer's announcement.
+type Flying struct {
+	Peer *Peer
+	Progress
+}
+
+// flightBoard is what this machine and its peers say about NARs on their way. mu guards all fields.
+type flightBoard struct {
+	mu      sync.Mutex
+	version int64
+	own     map[uint64]ownFlight
+	news    chan struct{} // closed when own changes
+	theirs  map[uint64]map[*Peer]Progress
+	counts  map[*Peer]int            // entries in theirs
+	waiting map[uint64]chan struct{} // closed when theirs of that key changes
+}
+
+type ownFlight struct {
+	Progress
+	version int64
+	at      time.Time
+}
+
+func newFlightBoard() *flightBoard {
+	return &flightBoard{
+		own: map[uint64]ownFlight{}, news: make(chan struct{}), theirs: map[uint64]map[*Peer]Progress{},
+		counts: map[*Peer]int{}, waiting: map[uint64]chan struct{}{},
+	}
+}
+
+// Tell announces this machine's progress with a publicly signed NAR to all peers.
+func (h *Host) Tell(d verify.PathDigest, p Progress) {
+	b, key := h.board, d.Key()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.version++
+	b.own[key] = ownFlight{p, b.version, time.Now()}
+	if p.Stage == 0 {
+		delete(b.waiting, key)
+	}
+	close(b.news)
+	b.news = make(chan struct{})
+}
+
+// Flying returns what peers that may be asked now told of a NAR.
+func (h *Host) Flying(d verify.PathDigest) []Flying {
+	b, now := h.board, h.now()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var out []Flying
+	for p, progress := range b.theirs[d.Key()] {
+		if _, ok := p.costNow(now, 0); ok {
+			out = append(out, Flying{p, progress})
+		}
+	}
+	return out
+}
+
+// News is closed at the next announcement of a peer about that NAR. It is forgotten with the next Tell
+// of stage 0.
+func (h *Host) News(d verify.PathDigest) <-chan struct{} {
+	b, key := h.board, d.Key()
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	ch := b.waiting[key]
+	if ch == nil {
+		ch = make(chan struct{})
+		b.waiting[key] = ch
+	}
+	return ch
+}
+
+// Neighbours returns how many peers are connected.
+func (h *Host) Neighbours() int { return len(h.peers.connected()) }
+
+// heard takes a peer's announcement over.
+func (b *flightBoard) heard(p *Peer, key uint64, progress Progress) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if ch := b.waiting[key]; ch != nil {
+		close(ch)
+		delete(b.waiting, key)
+	}
+	of := b.theirs[key]
+	_, known := of[p]
+	switch {
+	case progress.Stage == 0:
+		if known {
+			b.drop(p, key)
+		}
+		return
+	case !known && b.counts[p] >= maxFlights:
+		return
+	case of == nil:
+		of = map[*Peer]Progress{}
+		b.theirs[key] = of
+	}
+	if !known {
+		b.counts[p]++
+	}
+	of[p] = progress
+}
+
+// drop removes one entry; mu is held.
+func (b *flightBoard) drop(p *Peer, key uint64) {
+	delete(b.theirs[key], p)
+	if len(b.theirs[key]) == 0 {
+		delete(b.theirs, key)
+	}
+	if b.counts[p]--; b.counts[p] <= 0 {
+		delete(b.counts, p)
+	}
+}
+
+// forget drops all that a peer told.
+func (b *flightBoard) forget(p *Peer) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	for key, of := range b.theirs {
+		if _, ok := of[p]; ok {
+			b.drop(p, key)
+			if ch := b.waiting[key]; ch != nil {
+				close(ch)
+				delete(b.waiting, key)
+			}
+		}
+	}
+}
+
+// since returns the announcements after a version as frame bodies, and the version they lead to.
+func (b *flightBoard) since(version int64) (bodies [][]byte, now int64, news <-chan struct{}) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var body []byte
+	for key, f := range b.own {
+		if f.Stage == 0 && time.Since(f.at) > tombstoneLife {
+			delete(b.own, key)
+			continue
+		}
+		if f.version <= version || version == 0 && f.Stage == 0 {
+			continue
+		}
+		body = appendFlight(body, key, f.Progress)
+		if len(body) > maxFlightBody/2 {
+			bodies, body = append(bodies, body), nil
+		}
+	}
+	if body != nil {
+		bodies = append(bodies, body)
+	}
+	return bodies, b.version, b.news
+}
+
+func appendFlight(b []byte, key uint64, p Progress) []byte {
+	held := p.Held[:min(len(p.Held), maxHeldSpans)]
+	b = binary.LittleEndian.AppendUint64(b, key)
+	b = append(b, p.Stage, byte(len(held)))
+	for _, s := range held {
+		b = binary.AppendUvarint(b, uint64(s[0]))
+		b = binary.AppendUvarint(b, uint64(s[1]-s[0]))
+	}
+	return b
+}
+
+// parseFlight reads one announcement from b and returns the rest.
+func parseFlight(b []byte) (key uint64, p Progress, rest []byte, err error) {
+	if len(b) < 10 || b[9] > maxHeldSpans {
+		return 0, p, nil, errFlights
+	}
+	key, p.Stage = binary.LittleEndian.Uint64(b), b[8]
+	n := int(b[9])
+	b = b[10:]
+	for range n {
+		from, i := binary.Uvarint(b)
+		if i <= 0 {
+			return 0, p, nil, errFlights
+		}
+		length, j := binary.Uvarint(b[i:])
+		const most = 1 << 50 // bytes; no NAR is larger, and sums cannot overflow
+		if j <= 0 || from > most || length == 0 || length > most {
+			return 0, p, nil, errFlights
+		}
+		p.Held = append(p.Held, [2]int64{int64(from), int64(from + length)})
+		b = b[i+j:]
+	}
+	return key, p, b, nil
+}
+
+// tellFlights writes this machine's announcements to p until ctx, which is p's session, ends.
+func (h *Host) tellFlights(ctx context.Context, p *Peer) {
+	for wait := haveRetry; ctx.Err() == nil; wait = min(2*wait, haveRetryMost) {
+		if err := h.tellFlightsOnce(ctx, p); ctx.Err() == nil {
+			h.log.Debug("announcements ended", "peer", p.name, "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(wait):
+		}
+	}
+}
+
+func (h *Host) tellFlightsOnce(ctx context.Context, p *Peer) error {
+	opening, cancel := context.WithTimeout(ctx, flightOpening)
+	defer cancel()
+	s, err := h.host.NewStream(network.WithNoDial(opening, "flights"), p.id, protoFlights)
+	if err != nil {
+		return err
+	}
+	defer s.Reset()
+	stop := context.AfterFunc(ctx, func() { s.Reset() })
+	defer stop()
+	for version := int64(0); ; {
+		bodies, now, news := h.board.since(version)
+		for _, body := range bodies {
+			if h.paused.Load() {
+				break
+			}
+			if err := writeFrame(s, frameFlights, body); err != nil {
+				return err
+			}
+		}
+		version = now
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-news:
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(flightGather):
+		}
+	}
+}
+
+// hearFlights reads a peer's announcements for as long as it tells.
+func (h *Host) hearFlights(s network.Stream) {
+	defer s.Reset()
+	p := h.peers.get(s.Conn().RemotePeer())
+	if p == nil || p.hearing.Swap(true) {
+		return // one stream from a peer at a time
+	}
+	defer p.hearing.Store(false)
+	err := h.readFlights(bufio.NewReaderSize(s, 4<<10), p)
+	h.log.Debug("peer's announcements ended", "peer", p.name, "err", err)
+	h.board.forget(p)
+}
+
+func (h *Host) readFlights(r *bufio.Reader, p *Peer) error {
+	budget := rate.NewLimiter(flightRate, flightBurst)
+	for {
+		n, err := binary.ReadUvarint(r)
+		if err != nil {
+			return err
+		}
+		if n == 0 || n > maxFlightBody {
+			return fmt.Errorf("%w: frame of %d bytes", errFlights, n)
+		}
+		if !budget.AllowN(time.Now(), max(int(n), haveFrameCost)) {
+			return errTooMuch
+		}
+		kind, err := r.ReadByte()
+		if err != nil {
+			return err
+		}
+		body := make([]byte, n-1)
+		if _, err := io.ReadFull(r, body); err != nil {
+			return err
+		}
+		if kind != frameFlights {
+			continue // from a later version
+		}
+		for len(body) > 0 {
+			var key uint64
+			var progress Progress
+			if key, progress, body, err = parseFlight(body); err != nil {
+				return err
+			}
+			h.board.heard(p, key, progress)
+		}
+	}
+}

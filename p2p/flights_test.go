@@ -1,0 +1,94 @@
+package p2p
+
+import (
+	"encoding/hex"
+	"slices"
+	"testing"
+
+	"github.com/flurry-nix/flurry/verify"
+)
+
+func TestNeighboursHearOfNARsOnTheirWay(t *testing.T) {
+	a := startHost(t, newFakeCatalog())
+	b := startHost(t, newFakeCatalog(), whereIs(a, true))
+	eventually(t, "connected", func() bool { return a.Neighbours() == 1 && b.Neighbours() == 1 })
+	d := verify.StoreHash{1}.Digest()
+	heard := func(want Progress) func() bool {
+		return func() bool {
+			list := b.Flying(d)
+			if want.Stage == 0 {
+				return len(list) == 0
+			}
+			return len(list) == 1 && list[0].Peer.ID() == a.ID() && list[0].Stage == want.Stage && slices.Equal(list[0].Held, want.Held)
+		}
+	}
+	news := b.News(d)
+	for _, p := range []Progress{{1, nil}, {2, [][2]int64{{0, 10}, {1 << 20, 2 << 20}}}, {}} {
+		a.Tell(d, p)
+		eventually(t, "heard", heard(p))
+	}
+	<-news
+	a.Tell(d, Progress{Stage: 3})
+	eventually(t, "heard again", heard(Progress{Stage: 3}))
+	b.host.Network().ClosePeer(a.host.ID())
+	eventually(t, "after a new connection", func() bool { return b.Neighbours() == 1 && heard(Progress{Stage: 3})() })
+}
+
+func TestWhoLeavesIsNoLongerFlying(t *testing.T) {
+	a := startHost(t, newFakeCatalog())
+	b := startHost(t, newFakeCatalog(), whereIs(a, true))
+	d := verify.StoreHash{1}.Digest()
+	a.Tell(d, Progress{Stage: 2})
+	eventually(t, "heard", func() bool { return len(b.Flying(d)) == 1 })
+	p := b.Flying(d)[0].Peer
+	b.board.forget(p)
+	if len(b.Flying(d)) != 0 || len(b.board.theirs) != 0 || len(b.board.counts) != 0 {
+		t.Error("still remembered")
+	}
+}
+
+func TestOnePeerCannotFillTheBoard(t *testing.T) {
+	b, p := newFlightBoard(), &Peer{}
+	for i := range uint64(3 * maxFlights) {
+		b.heard(p, i, Progress{Stage: 2})
+	}
+	if len(b.theirs) != maxFlights {
+		t.Errorf("%d entries of one peer", len(b.theirs))
+	}
+	for i := range uint64(3 * maxFlights) {
+		b.heard(p, i, Progress{})
+	}
+	if len(b.theirs)+len(b.counts) != 0 {
+		t.Errorf("%d entries left", len(b.theirs))
+	}
+}
+
+func FuzzFlights(f *testing.F) {
+	f.Add(appendFlight(nil, 7, Progress{2, [][2]int64{{0, 5}, {9, 1 << 40}}}))
+	f.Add(appendFlight(nil, 0, Progress{}))
+	for _, s := range []string{"", "00", "000000000000000001ff", "0000000000000000010180", "00000000000000000101ffffffffffffffffff7f01"} {
+		b, err := hex.DecodeString(s)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(b)
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		for len(b) > 0 {
+			key, p, rest, err := parseFlight(b)
+			if err != nil {
+				return
+			}
+			for _, h := range p.Held {
+				if h[0] < 0 || h[1] <= h[0] {
+					t.Fatalf("range %v", h)
+				}
+			}
+			k, q, r, err := parseFlight(appendFlight(nil, key, p))
+			if err != nil || k != key || q.Stage != p.Stage || !slices.Equal(q.Held, p.Held) || len(r) != 0 {
+				t.Fatalf("%v %v came back as %v %v, %v", key, p, k, q, err)
+			}
+			b = rest
+		}
+	})
+}
