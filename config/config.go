@@ -66,6 +66,7 @@ type Substituter struct {
 type Store struct {
 	Dir      string // absolute
 	Database string // absolute, "" for no local store
+	RealDir  string // absolute, "" for Dir; where Dir's files lie in a chroot store
 }
 
 // Upstream is one central cache.
@@ -89,7 +90,7 @@ type Peers struct {
 // Internet is the part that leaves the site. Nothing of it happens unless Enable.
 type Internet struct {
 	Enable          bool
-	Prefer          bool     // ask internet peers before the central cache
+	Prefer          string   // "speed" or "offload"
 	Bootstrap       []string // multiaddrs with /p2p; empty: the public network's own
 	PublicAddresses []string // multiaddrs to announce; empty: found out
 	Relay           bool     // be reachable through relays

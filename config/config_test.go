@@ -57,8 +57,8 @@ func TestNothingConfiguredGivesTheContractsDefaults(t *testing.T) {
 		Store:       Store{Dir: "/nix/store", Database: "/nix/var/nix/db/db.sqlite"},
 		Upstreams:   []Upstream{{URL: DefaultUpstreamURL, Keys: []string{DefaultUpstreamKey}, Public: true}},
 		Peers:       Peers{Listen: []string{":6491"}, MDNS: true},
-		Internet:    Internet{Relay: true, MinNarSize: 1 << 20},
-		Limits:      Limits{Connections: 256, CacheSize: 4 << 30, KeepForOthers: time.Hour},
+		Internet:    Internet{Prefer: "speed", Relay: true, MinNarSize: 256 << 10},
+		Limits:      Limits{Connections: 256, CacheSize: 4 << 30, KeepForOthers: time.Minute},
 		Log:         Log{Level: slog.LevelInfo, Format: "text"},
 	}
 	for _, n := range []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10"} {
@@ -104,7 +104,7 @@ static = ["m2", "10.0.0.1", "::1", "m3:7000", "/dns4/m4/tcp/6491/p2p/12D3"]
 secret_file = "/run/secrets/group"
 [internet]
 enable = true
-prefer = true
+prefer = "offload"
 bootstrap = ["/dnsaddr/bootstrap.libp2p.io/p2p/QmX"]
 public_addresses = ["/ip4/192.0.2.1/tcp/6491"]
 relay = false
@@ -133,7 +133,7 @@ format = "json"
 			Networks:   []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")},
 			Static:     []string{"m2:6491", "10.0.0.1:6491", "[::1]:6491", "m3:7000", "/dns4/m4/tcp/6491/p2p/12D3"},
 			SecretFile: "/run/secrets/group"},
-		Internet: Internet{Enable: true, Prefer: true, Bootstrap: []string{"/dnsaddr/bootstrap.libp2p.io/p2p/QmX"},
+		Internet: Internet{Enable: true, Prefer: "offload", Bootstrap: []string{"/dnsaddr/bootstrap.libp2p.io/p2p/QmX"},
 			PublicAddresses: []string{"/ip4/192.0.2.1/tcp/6491"}, ServeRelay: true, MinNarSize: 4096},
 		Limits: Limits{Upload: 6250000, Download: 6000000, Connections: 5, CacheSize: 3 << 29, KeepForOthers: 48 * time.Hour, Metered: true},
 		Log:    Log{Level: slog.LevelDebug, Format: "json"},

@@ -89,6 +89,10 @@ func storeKeys() []*key {
 		name: "store.database", def: `"/nix/var/nix/db/db.sqlite"`, clean: optional(absolute),
 		doc:   "Database of the Nix store. Empty: this machine has no store; the agent still substitutes.",
 		field: func(c *Config, _ *Upstream) any { return &c.Store.Database },
+	}, {
+		name: "store.real_dir", def: `""`, clean: optional(absolute),
+		doc:   "Where the store directory's files really lie, for a chroot store such as /mnt/nix/store. Empty: store.dir.",
+		field: func(c *Config, _ *Upstream) any { return &c.Store.RealDir },
 	}}
 }
 
@@ -147,8 +151,8 @@ func internetKeys() []*key {
 		doc:   "Share with agents anywhere, found through a distributed hash table. Tells strangers which public paths this machine has.",
 		field: func(c *Config, _ *Upstream) any { return &c.Internet.Enable },
 	}, {
-		name: "internet.prefer", def: `false`,
-		doc:   "Ask internet peers before the central cache, to spare it; otherwise only where it is slow or cannot be reached.",
+		name: "internet.prefer", def: `"speed"`, clean: oneOf("speed", "offload"),
+		doc:   "What internet peers are for: \"speed\", only what comes quicker than from the central cache; \"offload\", whatever spares it.",
 		field: func(c *Config, _ *Upstream) any { return &c.Internet.Prefer },
 	}, {
 		name: "internet.bootstrap", def: `[]`, clean: multiaddrWithID,
@@ -167,7 +171,7 @@ func internetKeys() []*key {
 		doc:   "Be such a relay for others, if reachable.",
 		field: func(c *Config, _ *Upstream) any { return &c.Internet.ServeRelay },
 	}, {
-		name: "internet.min_nar_size", def: `"1MiB"`,
+		name: "internet.min_nar_size", def: `"256KiB"`,
 		doc:   "Smaller NARs are neither announced nor looked up: finding them would cost more than they do.",
 		field: func(c *Config, _ *Upstream) any { return &c.Internet.MinNarSize },
 	}}
@@ -191,8 +195,8 @@ func limitsKeys() []*key {
 		doc:   "Most disk space for cached narinfos and spooled NARs.",
 		field: func(c *Config, _ *Upstream) any { return &c.Limits.CacheSize },
 	}, {
-		name: "limits.keep_for_others", def: `"1h"`,
-		doc:   "How long a NAR stays in the spool after its last use, for neighbours that want it next.",
+		name: "limits.keep_for_others", def: `"1m"`,
+		doc:   "How long a NAR stays in the spool after its last use, for neighbours that want it next; what is in the Nix store is served from there.",
 		field: func(c *Config, _ *Upstream) any { return &c.Limits.KeepForOthers },
 	}, {
 		name: "limits.metered", def: `false`,

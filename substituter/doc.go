@@ -23,6 +23,9 @@ import (
 // ErrAbsent is the answer "does not have it" of stores, peers and upstreams.
 var ErrAbsent = errors.New("absent")
 
+// ErrBusy is a peer's answer that it serves as many as it can; it says nothing against the peer.
+var ErrBusy = errors.New("busy")
+
 // Store is the local Nix store. Safe for concurrent use.
 type Store interface {
 	// Has tells from memory whether a path is valid here.

@@ -185,8 +185,12 @@ func (f *finder) ask(ctx context.Context, h verify.StoreHash, holders []Peer, ac
 func (f *finder) peerQuestion(p Peer, h verify.StoreHash) question {
 	hedge := min(max(4*p.RTT(), peerHedgeLeast), peerHedgeMost)
 	return question{hedge, func(ctx context.Context) (*found, error) {
+		asked := time.Now()
 		n, err := p.NarInfo(ctx, h.Digest())
 		if err != nil {
+			if silent := time.Since(asked); silent > hedge && !errors.Is(err, ErrAbsent) && !errors.Is(err, ErrBusy) {
+				p.Flaky(fmt.Errorf("no answer to a question for %v", silent.Round(time.Millisecond)))
+			}
 			return nil, err
 		}
 		v, err := f.verifyClaim(h, n)

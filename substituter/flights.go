@@ -13,8 +13,6 @@ import (
 )
 
 const (
-	// A spool stays for a while after its last reader: Nix may come back with a Range.
-	linger     = time.Minute
 	lingerIdle = 5 * time.Minute // of a NAR fetched ahead that nobody has asked for yet
 	sweepEvery = 5 * time.Second
 	rateLeast  = 256 << 10 // bytes; a smaller NAR says nothing about throughput
@@ -39,8 +37,9 @@ func (s *Stats) received(src source, n int64) {
 // flights is the set of NARs on their way or just landed, by NarHash: the same NAR may belong to
 // several paths. mu guards byHash; it is taken before a flight's own locks.
 type flights struct {
-	dir          string // of spool files
-	site         Site   // nil without neighbours
+	dir          string        // of spool files
+	site         Site          // nil without neighbours
+	linger       time.Duration // a spool stays that long after its last reader: Nix may come back with a Range
 	finder       *finder
 	stats        *Stats
 	log          *slog.Logger
@@ -73,7 +72,7 @@ func (a *flights) run(ctx context.Context) error {
 	for {
 		select {
 		case <-tick.C:
-			a.sweep(linger)
+			a.sweep(a.linger)
 		case <-ctx.Done():
 			a.wg.Wait()
 			a.sweep(-1)
@@ -218,7 +217,7 @@ func (a *flights) sweep(age time.Duration) {
 			f.mu.Lock()
 			limit := age
 			if !f.asked && age > 0 {
-				limit = lingerIdle
+				limit = max(limit, lingerIdle)
 			}
 			switch idle := f.done && f.readers == 0; {
 			case idle && (f.err != nil || a.now().Sub(f.idle) > limit || f.asked && a.finder.store.Has(f.hash)):
@@ -254,6 +253,9 @@ func (a *flights) landed(f *flight, parts []part, err error, took time.Duration)
 	if err != nil {
 		if a.ctx.Err() == nil {
 			a.stats.Failed.Add(1)
+			if f.v.Scope() != verify.ScopePublic {
+				err = errNoSource // the whole of it may name the path
+			}
 			log.Warn("NAR could not be fetched", "err", err)
 		}
 		return

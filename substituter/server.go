@@ -21,13 +21,14 @@ import (
 
 // Config of a Server. The zero value serves /nix/store from memory alone, with no room for NARs.
 type Config struct {
-	StateDir     string   // narinfos and spooled NARs live below it; "" disables the narinfo cache
-	StoreDir     string   // default /nix/store
-	Priority     int      // in nix-cache-info; default 30, before the central cache's 40
-	AllowedHosts []string // further values of the Host header
-	MaxBuffer    int64    // bytes of memory for NARs on their way; the rest is in files; default 32 MiB
-	CacheSize    int64    // bytes of landed NARs kept for latecomers; default 1 GiB
-	Site         Site     // neighbours to share downloads with; nil for none
+	StateDir     string        // narinfos and spooled NARs live below it; "" disables the narinfo cache
+	StoreDir     string        // default /nix/store
+	Priority     int           // in nix-cache-info; default 30, before the central cache's 40
+	AllowedHosts []string      // further values of the Host header
+	MaxBuffer    int64         // bytes of memory for NARs on their way; the rest is in files; default 32 MiB
+	CacheSize    int64         // bytes of landed NARs kept for latecomers; default 1 GiB
+	Linger       time.Duration // how long a landed NAR stays after its last reader; default 1 minute
+	Site         Site          // neighbours to share downloads with; nil for none
 	Log          *slog.Logger
 	Now          func() time.Time // nil means time.Now
 }
@@ -73,7 +74,7 @@ func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Up
 		storeDir: cfg.StoreDir, keys: keys, store: store, peers: peers, upstreams: upstreams,
 		disk: newNarInfoCache(narInfos, cfg.Now, cfg.Log), memory: memory, misses: misses, log: cfg.Log, now: cfg.Now,
 	}
-	s.flights.site = cfg.Site
+	s.flights.site, s.flights.linger = cfg.Site, cfg.Linger
 	s.flights.dir, s.flights.finder, s.flights.stats = spools, s.finder, &s.Stats
 	s.flights.log, s.flights.now, s.flights.keep = cfg.Log, cfg.Now, cfg.CacheSize
 	s.flights.memory.Store(cfg.MaxBuffer)
@@ -99,6 +100,9 @@ func (c *Config) defaults() {
 	}
 	if c.CacheSize == 0 {
 		c.CacheSize = 1 << 30
+	}
+	if c.Linger == 0 {
+		c.Linger = time.Minute
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -169,7 +173,7 @@ func (s *Server) narInfo(w http.ResponseWriter, r *http.Request, name string) {
 	if err != nil {
 		s.Stats.NarInfoMisses.Add(1)
 		if !errors.Is(err, ErrAbsent) && r.Context().Err() == nil {
-			s.log.Info("answered a narinfo question with 404 for want of an answer", "err", err)
+			s.log.Debug("answered a narinfo question with 404 for want of an answer", "err", err) // err may name a private path
 		}
 		binarycache.NotFound(w)
 		return
@@ -223,7 +227,7 @@ func (s *Server) nar(w http.ResponseWriter, r *http.Request, name string) {
 	<-s.ready
 	got, err := s.finder.findNAR(r.Context(), h, narHash)
 	if err != nil {
-		s.log.Info("asked for a NAR that nobody knows", "err", err)
+		s.log.Debug("asked for a NAR that nobody knows", "err", err)
 		binarycache.NotFound(w)
 		return
 	}

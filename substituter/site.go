@@ -119,6 +119,9 @@ func (p *plan) mayAskUpstream() bool {
 	if s == nil || p.claim.stage == StageFetching || p.tooSlow() {
 		return true
 	}
+	if _, silence := p.f.look(); silence > claimPatience { // whoever was to have bytes has none for us
+		return true
+	}
 	rival := p.rival(s)
 	switch {
 	case rival:

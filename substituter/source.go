@@ -42,7 +42,7 @@ func (s peerSource) good()             { s.Good() }
 func (s peerSource) convict(err error) { s.Convict(err) }
 
 func (s peerSource) flaky(err error) {
-	if !errors.Is(err, ErrAbsent) && !errors.Is(err, context.Canceled) {
+	if !errors.Is(err, ErrAbsent) && !errors.Is(err, ErrBusy) && !errors.Is(err, context.Canceled) {
 		s.Flaky(err)
 	}
 }

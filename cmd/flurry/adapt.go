@@ -46,11 +46,13 @@ func as(err, from, to error) error {
 type catalog struct {
 	store *store.Store
 	keys  *verify.Keys
+	// partial serves publicly signed NARs that are on their way; set before peers are served.
+	partial func(verify.StoreHash, verify.Hash) (*substituter.PartialNAR, error)
 }
 
-func (c catalog) Keys(reader verify.Scope) []uint64 { return c.store.Keys(reader) }
+func (c *catalog) Keys(reader verify.Scope) []uint64 { return c.store.Keys(reader) }
 
-func (c catalog) Watch(fn func(p2p.Change)) func() {
+func (c *catalog) Watch(fn func(p2p.Change)) func() {
 	return c.store.Subscribe(func(ch store.Change) {
 		fn(p2p.Change{Added: changedKeys(ch.Added), Removed: changedKeys(ch.Removed)})
 	})
@@ -65,7 +67,7 @@ func changedKeys(list []store.Entry) []p2p.ChangedKey {
 }
 
 // verified returns a path's narinfo if reader may have it.
-func (c catalog) verified(ctx context.Context, h verify.StoreHash, reader verify.Scope) (*verify.Verified, error) {
+func (c *catalog) verified(ctx context.Context, h verify.StoreHash, reader verify.Scope) (*verify.Verified, error) {
 	info, err := c.store.Info(ctx, h)
 	if err != nil {
 		return nil, as(err, store.ErrAbsent, p2p.ErrAbsent)
@@ -77,7 +79,7 @@ func (c catalog) verified(ctx context.Context, h verify.StoreHash, reader verify
 	return v, nil
 }
 
-func (c catalog) NarInfo(ctx context.Context, d verify.PathDigest, reader verify.Scope) (*verify.NarInfo, error) {
+func (c *catalog) NarInfo(ctx context.Context, d verify.PathDigest, reader verify.Scope) (*verify.NarInfo, error) {
 	h, ok := c.store.ByDigest(d, reader)
 	if !ok {
 		return nil, p2p.ErrAbsent
@@ -89,9 +91,13 @@ func (c catalog) NarInfo(ctx context.Context, d verify.PathDigest, reader verify
 	return v.For(reader, binarycache.NARURL(h, v.NarHash()), "none"), nil
 }
 
-func (c catalog) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, reader verify.Scope) (p2p.Content, error) {
+func (c *catalog) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, reader verify.Scope) (p2p.Content, error) {
 	if !c.store.Shared(h, reader) {
-		return nil, p2p.ErrAbsent
+		content, err := c.partial(h, narHash)
+		if err != nil {
+			return nil, as(err, substituter.ErrAbsent, p2p.ErrAbsent)
+		}
+		return content, nil
 	}
 	v, err := c.verified(ctx, h, reader)
 	if err != nil {
@@ -137,12 +143,31 @@ func (n neighbour) NarInfo(ctx context.Context, d verify.PathDigest) (*verify.Na
 	return info, as(err, p2p.ErrAbsent, substituter.ErrAbsent)
 }
 
-func (n neighbour) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size, from, _ int64) (io.ReadCloser, error) {
-	body, err := n.Peer.NAR(ctx, h, narHash, size, from)
+func (n neighbour) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size, from, to int64) (io.ReadCloser, error) {
+	body, err := n.Peer.NAR(ctx, h, narHash, size, from, to)
 	if err != nil {
-		return nil, as(err, p2p.ErrAbsent, substituter.ErrAbsent)
+		return nil, as(as(err, p2p.ErrAbsent, substituter.ErrAbsent), p2p.ErrBusy, substituter.ErrBusy)
 	}
 	return body, nil
+}
+
+// site is the neighbours as the substituter tells them of NARs on their way.
+type site struct{ host *p2p.Host }
+
+func (s site) Self() string                             { return s.host.ID() }
+func (s site) Neighbours() int                          { return s.host.Neighbours() }
+func (s site) News(d verify.PathDigest) <-chan struct{} { return s.host.News(d) }
+
+func (s site) Tell(d verify.PathDigest, p substituter.Progress) {
+	s.host.Tell(d, p2p.Progress{Stage: uint8(p.Stage), Held: p.Held})
+}
+
+func (s site) Flying(d verify.PathDigest) []substituter.Flying {
+	var out []substituter.Flying
+	for _, f := range s.host.Flying(d) {
+		out = append(out, substituter.Flying{Peer: neighbour{f.Peer}, Progress: substituter.Progress{Stage: substituter.Stage(f.Stage), Held: f.Held}})
+	}
+	return out
 }
 
 // centralCache is an upstream as the substituter sees it.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -45,6 +46,7 @@ type agent struct {
 	keys      *verify.Keys
 	store     *store.Store
 	upstreams []*upstream.Client
+	catalog   *catalog
 	host      *p2p.Host // nil without peers
 	finders   []discovery.Finder
 	nix       *substituter.Server
@@ -55,8 +57,13 @@ type agent struct {
 	resumeTimer *time.Timer // ends a pause
 }
 
+// softMemory is what the garbage collector aims to stay below, bytes: it works harder before the agent
+// grows beyond what a background service may take. It is no bound.
+const softMemory = 160 << 20
+
 // newAgent constructs leaves first. It fails only where nothing useful would be left.
 func newAgent(cfg *config.Config, log *slog.Logger) (*agent, error) {
+	debug.SetMemoryLimit(softMemory)
 	a := &agent{cfg: cfg, log: log, started: time.Now()}
 	if err := os.MkdirAll(cfg.State.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("%w; make it writable or set state.dir", err)
@@ -65,7 +72,8 @@ func newAgent(cfg *config.Config, log *slog.Logger) (*agent, error) {
 	if a.keys, err = cfg.Keys(); err != nil {
 		return nil, err
 	}
-	a.store = store.New(store.Config{Dir: cfg.Store.Dir, Database: cfg.Store.Database, Log: log.With("part", "store")}, a.keys)
+	a.store = store.New(store.Config{Dir: cfg.Store.Dir, RealDir: cfg.Store.RealDir, Database: cfg.Store.Database, Log: log.With("part", "store")}, a.keys)
+	a.catalog = &catalog{store: a.store, keys: a.keys}
 	caches, err := a.newUpstreams()
 	if err != nil {
 		return nil, err
@@ -73,12 +81,20 @@ func newAgent(cfg *config.Config, log *slog.Logger) (*agent, error) {
 	if err := a.newPeers(); err != nil {
 		a.problem(err)
 	}
+	var near substituter.Site
+	if a.host != nil {
+		near = site{a.host}
+	}
 	a.nix, err = substituter.New(substituter.Config{
 		StateDir: cfg.State.Dir, StoreDir: cfg.Store.Dir, Priority: cfg.Substituter.Priority,
 		AllowedHosts: cfg.Substituter.AllowedHosts, MaxBuffer: int64(cfg.Substituter.MaxBuffer),
-		CacheSize: int64(cfg.Limits.CacheSize), Log: log.With("part", "substituter"),
+		CacheSize: int64(cfg.Limits.CacheSize), Linger: cfg.Limits.KeepForOthers, Site: near, Log: log.With("part", "substituter"),
 	}, a.keys, localStore{a.store}, neighbours{a.host}, caches)
-	return a, err
+	if err != nil {
+		return nil, err
+	}
+	a.catalog.partial = a.nix.Partial
+	return a, nil
 }
 
 // problem notes what does not work and goes on.
@@ -111,12 +127,27 @@ func (a *agent) newPeers() error {
 	if err != nil {
 		return err
 	}
+	var secret []byte
+	if cfg.SecretFile != "" {
+		if secret, err = p2p.LoadSecret(cfg.SecretFile); err != nil {
+			a.problem(err) // without it the group's paths stay here; public ones are shared all the same
+		}
+	}
+	limits, networks := a.cfg.Limits, cfg.Networks
+	if a.cfg.Internet.Enable {
+		networks = nil
+	}
 	a.host, err = p2p.New(p2p.Config{
 		Listen: cfg.Listen, StoreDir: a.cfg.Store.Dir, UserAgent: "flurry/" + version,
-		MaxConnections: a.cfg.Limits.Connections, Log: log,
-	}, id, catalog{a.store, a.keys})
+		MaxConnections: limits.Connections, Networks: networks, Secret: secret,
+		Upload: int64(limits.Upload), Download: int64(limits.Download),
+		StandingFile: filepath.Join(a.cfg.State.Dir, "standing"), Log: log,
+	}, id, a.catalog)
 	if err != nil {
 		return err
+	}
+	if limits.Metered {
+		a.host.Pause(true)
 	}
 	if cfg.MDNS {
 		f, err := mdns.New(mdns.Config{PeerID: a.host.ID(), Port: a.host.Port(), Interfaces: cfg.Interfaces, Networks: cfg.Networks, Log: log})
@@ -210,13 +241,21 @@ func probeAddr(addr net.Addr) string {
 	return net.JoinHostPort("127.0.0.1", fmt.Sprint(t.Port))
 }
 
+// shareable counts the paths that may leave this machine at all: those for the group only with its secret.
+func (a *agent) shareable(st store.Stats) int {
+	if a.cfg.Peers.SecretFile == "" {
+		return st.Public
+	}
+	return st.Shareable()
+}
+
 // report gathers the agent's state.
 func (a *agent) report() status.Report {
 	st, s := a.store.Stats(), &a.nix.Stats
 	r := status.Report{
 		Version: version, UptimeSeconds: time.Since(a.started).Seconds(), Sharing: "on",
 		Listen: a.cfg.Substituter.Listen, Problems: a.problems, InFlight: a.nix.InFlight(),
-		Store:   status.Store{Paths: st.Paths, ShareablePaths: st.Shareable(), UncheckedPaths: st.Unchecked, Access: st.Access.String()},
+		Store:   status.Store{Paths: st.Paths, ShareablePaths: a.shareable(st), UncheckedPaths: st.Unchecked, Access: st.Access.String()},
 		Bytes:   status.Bytes{FromPeers: s.FromPeers.Load(), FromUpstream: s.FromUpstream.Load(), FromStore: s.FromStore.Load(), ToNix: s.ToNix.Load()},
 		Wire:    status.Wire{FromPeers: s.FromPeers.Load(), FromUpstream: s.Wire.Load()},
 		NarInfo: status.NarInfo{Hits: s.NarInfoHits.Load(), Misses: s.NarInfoMisses.Load(), UpstreamRequests: a.nix.UpstreamRequests()},
