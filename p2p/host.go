@@ -18,6 +18,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/protocol"
 	"github.com/libp2p/go-libp2p/p2p/net/connmgr"
 	"github.com/libp2p/go-libp2p/p2p/net/gostream"
+	"github.com/libp2p/go-libp2p/p2p/net/swarm"
 	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
 	libp2pquic "github.com/libp2p/go-libp2p/p2p/transport/quic"
 	ma "github.com/multiformats/go-multiaddr"
@@ -152,7 +153,7 @@ func (h *Host) open(id *Identity) error {
 		libp2p.ConnectionManager(manager),
 		libp2p.ResourceManager(resources),
 		libp2p.ConnectionGater(h.gater),
-		libp2p.DialRanker(rankDials),
+		libp2p.SwarmOpts(swarm.WithDialRanker(rankDials)),
 		libp2p.UserAgent(h.cfg.UserAgent),
 		libp2p.DisableRelay(),
 		libp2p.DisableMetrics(),

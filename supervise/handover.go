@@ -135,30 +135,11 @@ func (h *Handover) files() (files []*os.File, err error) {
 	return files, nil
 }
 
-// peer returns the pid at the other end, if it belongs to root or to this process's user.
-func peer(conn *net.UnixConn) (pid int, err error) {
-	sc, err := conn.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	if cerr := sc.Control(func(fd uintptr) { cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); cerr != nil {
-		return 0, cerr
-	}
-	if err != nil {
-		return 0, err
-	}
-	if cred.Uid != 0 && int(cred.Uid) != os.Geteuid() {
-		return 0, fmt.Errorf("user %d may not take over", cred.Uid)
-	}
-	return int(cred.Pid), nil
-}
-
 // orphan is a child without supervisor, as its next supervisor sees it.
 type orphan struct {
 	pid       int
 	conn      *net.UnixConn
-	pidfd     int // names the process even after its pid is given to another
+	process   process
 	listeners []*net.TCPListener
 }
 
@@ -168,7 +149,7 @@ func findOrphan(ctx context.Context, socket string) (*orphan, error) {
 	if err != nil {
 		return nil, nil //nolint:nilerr // no socket, or one that a dead agent left: there is no orphan
 	}
-	o := &orphan{conn: c.(*net.UnixConn), pidfd: -1}
+	o := &orphan{conn: c.(*net.UnixConn), process: noProcess}
 	if err := o.receive(); err != nil {
 		o.close()
 		if _, ok := errors.AsType[*RunningError](err); ok {
@@ -184,8 +165,8 @@ func (o *orphan) receive() (err error) {
 	if o.pid, err = peer(o.conn); err != nil {
 		return err
 	}
-	if o.pidfd, err = unix.PidfdOpen(o.pid, 0); err != nil {
-		return fmt.Errorf("pidfd_open: %w", err)
+	if o.process, err = openProcess(o.pid); err != nil {
+		return err
 	}
 	buf, oob := make([]byte, maxOffer), make([]byte, unix.CmsgSpace(4*maxListeners))
 	n, oobn, _, _, err := o.conn.ReadMsgUnix(buf, oob)
@@ -252,34 +233,20 @@ func (o *orphan) dismiss() error {
 	if _, err := o.conn.Write([]byte{1}); err != nil {
 		return fmt.Errorf("take over from pid %d: %w", o.pid, err)
 	}
-	if gone, err := o.waitGone(dismissTimeout); gone || err != nil {
+	if gone, err := o.process.waitGone(dismissTimeout); gone || err != nil {
 		return err
 	}
-	if err := unix.PidfdSendSignal(o.pidfd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+	if err := o.process.kill(); err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill the agent that was taken over (pid %d): %w", o.pid, err)
 	}
-	if gone, err := o.waitGone(dismissTimeout); !gone {
+	if gone, err := o.process.waitGone(dismissTimeout); !gone {
 		return fmt.Errorf("the agent that was taken over (pid %d) does not end: %w", o.pid, errors.Join(err, context.DeadlineExceeded))
 	}
 	return nil
 }
 
-func (o *orphan) waitGone(limit time.Duration) (bool, error) {
-	until := time.Now().Add(limit)
-	for {
-		left := max(0, time.Until(until))
-		n, err := unix.Poll([]unix.PollFd{{Fd: int32(o.pidfd), Events: unix.POLLIN}}, int(left.Milliseconds()))
-		if err == unix.EINTR {
-			continue
-		}
-		return n > 0, err
-	}
-}
-
 func (o *orphan) close() {
 	o.conn.Close()
 	closeAll(o.listeners)
-	if o.pidfd >= 0 {
-		_ = unix.Close(o.pidfd)
-	}
+	o.process.close()
 }

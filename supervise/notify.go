@@ -1,7 +1,6 @@
 package supervise
 
 import (
-	"crypto/rand"
 	"fmt"
 	"net"
 	"os"
@@ -21,11 +20,10 @@ type message struct {
 	text string
 }
 
-// notifySocket receives the child's sd_notify messages. Its name is abstract, so that a killed
-// supervisor leaves nothing behind, and drawn by lot; anybody might still write to it, so the kernel
-// says who did.
+// notifySocket receives the child's sd_notify messages.
 type notifySocket struct {
 	name     string // for NOTIFY_SOCKET
+	remove   func() // what the name left in the file system
 	conn     *net.UnixConn
 	messages chan message
 	stop     chan struct{}
@@ -33,21 +31,19 @@ type notifySocket struct {
 }
 
 func listenNotify() (*notifySocket, error) {
-	n := &notifySocket{name: "@flurry-notify-" + rand.Text(), messages: make(chan message), stop: make(chan struct{})}
-	var err error
+	name, remove, err := notifyName()
+	if err != nil {
+		return nil, err
+	}
+	n := &notifySocket{name: name, remove: remove, messages: make(chan message), stop: make(chan struct{})}
 	n.conn, err = net.ListenUnixgram("unixgram", &net.UnixAddr{Name: n.name, Net: "unixgram"})
 	if err != nil {
+		remove()
 		return nil, fmt.Errorf("listen for the agent's signs of life: %w", err)
 	}
-	sc, err := n.conn.SyscallConn()
-	if err == nil {
-		cerr := sc.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_PASSCRED, 1) })
-		if err == nil {
-			err = cerr
-		}
-	}
-	if err != nil {
+	if err := askForSenders(n.conn); err != nil {
 		n.conn.Close()
+		remove()
 		return nil, fmt.Errorf("ask for the senders of signs of life: %w", err)
 	}
 	n.done.Go(n.read)
@@ -58,10 +54,11 @@ func (n *notifySocket) close() {
 	close(n.stop)
 	n.conn.Close()
 	n.done.Wait()
+	n.remove()
 }
 
 func (n *notifySocket) read() {
-	buf, oob := make([]byte, maxMessage), make([]byte, unix.CmsgSpace(unix.SizeofUcred)+unix.CmsgSpace(4*4))
+	buf, oob := make([]byte, maxMessage), make([]byte, credentialsSpace+unix.CmsgSpace(4*4))
 	for {
 		size, oobSize, _, _, err := n.conn.ReadMsgUnix(buf, oob)
 		if err != nil {
@@ -84,8 +81,8 @@ func sender(oob []byte) (pid int) {
 		return 0
 	}
 	for _, m := range messages {
-		if cred, err := unix.ParseUnixCredentials(&m); err == nil {
-			pid = int(cred.Pid)
+		if p := credentialsPID(&m); p != 0 {
+			pid = p
 		}
 		if fds, err := unix.ParseUnixRights(&m); err == nil {
 			for _, fd := range fds {

@@ -11,7 +11,7 @@
 // small, and gives up only if the very first child calls its configuration wrong.
 //
 // Conventions: sd_listen_fds(3) for listeners, without LISTEN_PID; sd_notify(3) for readiness and
-// watchdog. Linux only: /proc/self/exe, abstract sockets, SO_PEERCRED, pidfd.
+// watchdog. What differs between Linux and macOS is in system_linux.go and system_darwin.go.
 package supervise
 
 import (
@@ -210,7 +210,7 @@ func (s *supervisor) runChild(ctx context.Context) (ending, error) {
 			done = nil
 			c.forward(syscall.SIGTERM)
 		case m := <-s.notify.messages:
-			if m.pid == cmd.Process.Pid {
+			if m.from(cmd.Process.Pid) {
 				c.heard(m.text)
 			}
 		case <-c.deadline.C:
@@ -220,7 +220,7 @@ func (s *supervisor) runChild(ctx context.Context) (ending, error) {
 }
 
 func (s *supervisor) command() *exec.Cmd {
-	cmd := exec.Command("/proc/self/exe", s.Args...) // the same program even after its file was replaced
+	cmd := exec.Command(self(), s.Args...)
 	cmd.Args[0] = os.Args[0]
 	cmd.Stdout, cmd.Stderr = os.Stdout, os.Stderr
 	cmd.ExtraFiles = s.files

@@ -39,7 +39,7 @@ func TestTheBreakersPauseGrowsAndASuccessEndsIt(t *testing.T) {
 			if _, err := b.enter(context.Background(), false); !errors.Is(err, ErrUnreachable) || !errors.Is(err, errTest) {
 				t.Errorf("during the pause: %v", err)
 			}
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 			probe := enter(t, b)
 			if _, err := b.enter(context.Background(), false); err == nil {
 				t.Error("a second probe at a time")
@@ -61,7 +61,7 @@ func TestAFailureOlderThanASuccessOpensNothing(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		b := testBreaker()
 		slow := enter(t, b)
-		time.Sleep(1)
+		time.Sleep(time.Nanosecond)
 		enter(t, b).ok()
 		slow.fail(errTest, 0)
 		if name, _, _ := b.state(); name != "closed" {
@@ -78,7 +78,7 @@ func TestServerErrorsOpenTheBreakerOnlyInARow(t *testing.T) {
 				enter(t, b).serverError(errTest)
 			}
 			enter(t, b).ok()
-			time.Sleep(1)
+			time.Sleep(time.Nanosecond)
 		}
 		for range maxSoft {
 			enter(t, b).serverError(errTest)

@@ -24,7 +24,7 @@ var (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	app := &cli.App{Agent: runAgent, Version: version, Commit: commit}
+	app := &cli.App{Agent: runAgent, WrongConfig: wrongConfig, Version: version, Commit: commit}
 	status := app.Main(ctx, os.Args[1:])
 	stop()
 	os.Exit(status)
@@ -46,7 +46,7 @@ func runAgent(ctx context.Context, call cli.AgentCall) error {
 	}
 	a, err := newAgent(cfg, log)
 	if err != nil {
-		return err
+		return cannotStart(ctx, listeners, log, err)
 	}
 	a.socket = call.Socket
 	return a.run(ctx, listeners)

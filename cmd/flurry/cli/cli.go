@@ -46,6 +46,10 @@ type App struct {
 	Version string
 	Commit  string
 
+	// WrongConfig may take the agent's place when its configuration is wrong; handled is false if the
+	// program should say what is wrong and end. May be nil.
+	WrongConfig func(ctx context.Context, problems []config.Problem) (handled bool, err error)
+
 	Out, Err io.Writer
 	Env      []string // "NAME=value"
 
@@ -186,6 +190,11 @@ func (a *App) agentCommand() *cobra.Command {
 	cmd.RunE = a.run(func(ctx context.Context, _ []string) error {
 		cfg, problems := config.Load(a.config, cmd.Flags(), a.Env)
 		if len(problems) > 0 {
+			if a.WrongConfig != nil {
+				if handled, err := a.WrongConfig(ctx, problems); handled || err != nil {
+					return err
+				}
+			}
 			return &configError{problems, exitUsage}
 		}
 		return a.Agent(ctx, AgentCall{Config: cfg, Socket: a.socket, Args: a.args})
