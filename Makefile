@@ -1,0 +1,31 @@
+# What users and CI run; INTERFACE.md is the contract. Everything real is in scripts/.
+
+VERSION ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo unknown)
+COMMIT  ?= $(shell git rev-parse HEAD 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
+FUZZTIME ?= 20s
+export CGO_ENABLED ?= 0
+
+.PHONY: build run demo test lint fuzz clean
+
+build:
+	go build -ldflags '$(LDFLAGS)' -o bin/flurry ./cmd/flurry
+
+run: build
+	bin/flurry agent
+
+demo: build
+	scripts/demo
+
+test:
+	scripts/test
+
+lint:
+	scripts/lint
+
+# Every fuzz target in turn; a target without seeds fails.
+fuzz:
+	scripts/fuzz $(FUZZTIME)
+
+clean:
+	rm -rf bin
