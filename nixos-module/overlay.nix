@@ -1,0 +1,2 @@
+# Adds pkgs.flurry.
+final: _: { flurry = final.callPackage ../package.nix { }; }

@@ -1,0 +1,67 @@
+# The agent, built from this tree. `pkgs.callPackage ./package.nix { }`, or the flake's package.
+{
+  lib,
+  buildGoModule,
+  installShellFiles,
+  stdenv,
+  xz,
+  # Stamped into `flurry version`.
+  version ? "0.1.0",
+  commit ? "unknown",
+}:
+let
+  source = import ./nixos-module/source.nix { inherit lib; };
+in
+buildGoModule {
+  pname = "flurry";
+  inherit version;
+  src = source;
+
+  # Of what `go mod vendor` writes; `scripts/vendor-hash` computes it, and a test compares.
+  vendorHash = "sha256-qx5zWgNIcMGE+YCzBWfaLX1EuyqHNBd3s3Am33cU5u4=";
+
+  subPackages = [
+    "cmd/flurry"
+    "cmd/flurry-standby"
+  ];
+  env.CGO_ENABLED = 0;
+  ldflags = [
+    "-s"
+    "-w"
+    "-X main.version=${version}"
+    "-X main.commit=${commit}"
+  ];
+
+  # The xz program beats every decoder in Go; its place is fixed here, since PATH is not consulted.
+  postPatch = ''
+    substituteInPlace upstream/config.go --replace-fail '"/usr/bin/xz"' '"${lib.getExe' xz "xz"}", "/usr/bin/xz"'
+  '';
+
+  nativeBuildInputs = [ installShellFiles ];
+
+  # The tests of `make test` need root, network namespaces and a corpus; these need nothing.
+  checkFlags = [ "-short" ];
+  doCheck = true;
+
+  postInstall =
+    lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
+      export HOME=$TMPDIR
+      $out/bin/flurry gen man man
+      installManPage man/*
+      $out/bin/flurry gen completion completion
+      installShellCompletion --cmd flurry \
+        --bash completion/flurry.bash --zsh completion/_flurry --fish completion/flurry.fish
+    ''
+    + lib.optionalString stdenv.hostPlatform.isLinux ''
+      install -Dm 644 -t $out/lib/systemd/system contrib/systemd/flurry*.service contrib/systemd/flurry.socket
+      substituteInPlace $out/lib/systemd/system/*.service --replace-fail /usr/local/bin $out/bin
+    '';
+
+  meta = {
+    description = "Peer-to-peer agent for Nix stores: takes store paths from neighbours and shares them";
+    homepage = "https://github.com/flurry-nix/flurry";
+    license = lib.licenses.mit;
+    mainProgram = "flurry";
+    platforms = lib.platforms.linux ++ lib.platforms.darwin;
+  };
+}
