@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 FUZZTIME ?= 20s
 export CGO_ENABLED ?= 0
 
-.PHONY: build run demo test lint fuzz clean
+.PHONY: build run demo test bench lint fuzz clean
 
 build:
 	go build -ldflags '$(LDFLAGS)' -o bin/flurry ./cmd/flurry
@@ -19,6 +19,10 @@ demo: build
 
 test:
 	scripts/test
+
+# Flurry against its baselines in the same run, by turns; ratios last.
+bench:
+	scripts/bench-neighbour
 
 lint:
 	scripts/lint

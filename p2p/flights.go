@@ -113,6 +113,16 @@ func (h *Host) News(d verify.PathDigest) <-chan struct{} {
 // Neighbours returns how many peers are connected.
 func (h *Host) Neighbours() int { return len(h.peers.connected()) }
 
+// Spread is about how long it takes until what is told here was answered by all neighbours: twice the
+// slowest one's round trip.
+func (h *Host) Spread() time.Duration {
+	var most time.Duration
+	for _, p := range h.peers.connected() {
+		most = max(most, p.RTT())
+	}
+	return 2 * most
+}
+
 // heard takes a peer's announcement over.
 func (b *flightBoard) heard(p *Peer, key uint64, progress Progress) {
 	b.mu.Lock()

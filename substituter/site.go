@@ -16,6 +16,8 @@ import (
 type Site interface {
 	Self() string    // this agent's id
 	Neighbours() int // how many would hear
+	// Spread is about how long it takes until what is told was answered by all.
+	Spread() time.Duration
 	// Tell announces how far this machine is with a NAR.
 	Tell(d verify.PathDigest, p Progress)
 	// Flying returns what neighbours told of a NAR.
@@ -53,8 +55,9 @@ type Flying struct {
 }
 
 const (
-	// settle is how long a claim waits for others of the same moment: some round trips on a LAN.
-	settle = 15 * time.Millisecond
+	// A claim waits for others of the same moment for as long as announcements take, within these bounds.
+	settleLeast = 15 * time.Millisecond
+	settleMost  = 150 * time.Millisecond
 	// claimPatience is how long another machine's claim counts without progress.
 	claimPatience = 1500 * time.Millisecond
 	// tellEvery bounds how often a NAR's progress is announced.
@@ -128,7 +131,7 @@ func (p *plan) mayAskUpstream() bool {
 		p.enter(StageFollowing)
 	case p.claim.stage != StageClaiming:
 		p.enter(StageClaiming)
-	case time.Since(p.claim.at) >= settle:
+	case time.Since(p.claim.at) >= min(max(s.Spread(), settleLeast), settleMost):
 		p.enter(StageFetching)
 		return true
 	}

@@ -64,6 +64,8 @@ func (b *bus) others(me *busSite) (out []*busSite) {
 func (s *busSite) Self() string    { return s.id }
 func (s *busSite) Neighbours() int { return len(s.bus.others(s)) }
 
+func (s *busSite) Spread() time.Duration { return 2 * s.bus.delay }
+
 func (s *busSite) Tell(d verify.PathDigest, p Progress) {
 	s.mu.Lock()
 	s.sent++

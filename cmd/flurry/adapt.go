@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"time"
 
 	"github.com/flurry-nix/flurry/binarycache"
 	"github.com/flurry-nix/flurry/p2p"
@@ -157,6 +158,8 @@ type site struct{ host *p2p.Host }
 func (s site) Self() string                             { return s.host.ID() }
 func (s site) Neighbours() int                          { return s.host.Neighbours() }
 func (s site) News(d verify.PathDigest) <-chan struct{} { return s.host.News(d) }
+
+func (s site) Spread() time.Duration { return s.host.Spread() }
 
 func (s site) Tell(d verify.PathDigest, p substituter.Progress) {
 	s.host.Tell(d, p2p.Progress{Stage: uint8(p.Stage), Held: p.Held})
