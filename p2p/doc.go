@@ -8,7 +8,7 @@
 // peer's bytes (the reader verifies), listing what a peer has, forwarding on behalf of others.
 //
 // Connections are libp2p's: TCP+TLS 1.3 with yamux first, QUIC second, both on one port number.
-// Two protocols run on their streams:
+// These protocols run on their streams:
 //
 //   - /flurry/1: HTTP/1.1, one request after another on a stream, many streams side by side.
 //     GET /<digest>.narinfo, where digest is SHA-256 of the store hash's 32 characters in Nix base32
@@ -33,6 +33,11 @@
 //     initiator's nonce and the responder's, each behind its length as two bytes, big-endian. An agent without a
 //     secret does the same with a random key. The proof holds until the peers are disconnected; the
 //     have-set streams then start anew for the larger audience.
+//
+//   - /flurry/flights/1: each side opens one stream and tells of publicly signed NARs on their way: frames
+//     as above, type 1: for each NAR its key, a stage (one byte; 0 takes it back), a count and so many byte
+//     ranges that can be had already (first byte and length as uvarints).
+//   - /flurry/group/1: mutual proof of knowing the group's secret; see group.go.
 //
 // Every message has a maximum size and every request a progress deadline. The server answers only from
 // its [Catalog], which decides by the reader's audience; it holds no way to ask others.
