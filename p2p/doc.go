@@ -17,6 +17,7 @@
 //     GET /nix-cache-info. 200, 206, 404 or, for a range that is not there, 416; nothing else is said
 //     about a path. 503 means that enough NARs are on their way already: ask again or elsewhere. A
 //     request with a body is cut.
+//
 //   - /flurry/have/1: each side opens one stream towards the other and writes frames on it for as long
 //     as the connection lives: uvarint length, type byte, payload. Type 1 (hello): JSON. Type 2
 //     (snapshot): a binary fuse filter with 16-bit fingerprints over the digests' first 64 bits.
@@ -25,6 +26,7 @@
 //     skipped. A newer stream replaces an older one of the same peer; a stream that ends takes what it
 //     said with it, and its sender begins anew, with pauses that grow to a minute. A receiver that has
 //     no memory left drops the have-set and resets the stream when it has some again.
+//
 //   - /flurry/group/1: proof of knowledge of the group secret, a key of at least 32 bytes. The peer with
 //     the smaller id (as bytes) opens a stream once connected. Both say a nonce of 32 bytes, the
 //     initiator first; then the initiator says its proof and the responder answers with its own, or with
@@ -37,7 +39,6 @@
 //   - /flurry/flights/1: each side opens one stream and tells of publicly signed NARs on their way: frames
 //     as above, type 1: for each NAR its key, a stage (one byte; 0 takes it back), a count and so many byte
 //     ranges that can be had already (first byte and length as uvarints).
-//   - /flurry/group/1: mutual proof of knowing the group's secret; see group.go.
 //
 // Every message has a maximum size and every request a progress deadline. The server answers only from
 // its [Catalog], which decides by the reader's audience; it holds no way to ask others.
