@@ -35,7 +35,7 @@ type world struct {
 	nar         []byte
 	info        *verify.NarInfo
 	more        map[verify.StoreHash]*otherPath // besides path
-	peers       fakePeers
+	peers       *fakePeers
 	store       *fakeStore
 	ups         []Upstream
 	dir         string
@@ -54,7 +54,7 @@ func newWorld(t *testing.T, size int) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	w := &world{t: t, private: private, keys: keys, privateKeys: privateKeys, store: &fakeStore{}, dir: t.TempDir()}
+	w := &world{t: t, private: private, keys: keys, privateKeys: privateKeys, store: &fakeStore{}, peers: &fakePeers{}, dir: t.TempDir()}
 	w.path, w.nar, w.info = w.makePath("a", size)
 	return w
 }
@@ -115,7 +115,7 @@ func (w *world) makePath(name string, size int) (verify.StorePath, []byte, *veri
 // start runs a server until the test ends.
 func (w *world) start() *Server {
 	w.t.Helper()
-	s, err := New(Config{StateDir: w.dir, Site: w.site, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil))}, w.keys, w.store, &w.peers, w.ups)
+	s, err := New(Config{StateDir: w.dir, Site: w.site, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil))}, w.keys, w.store, w.peers, w.ups)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -279,11 +279,22 @@ func (b behaviour) open(ctx context.Context, nar []byte, off int64) (*body, erro
 	return &body{b: b, nar: nar, off: int(off), ctx: ctx, closed: make(chan struct{})}, nil
 }
 
-type fakePeers []*fakePeer
+type fakePeers struct {
+	mu   sync.Mutex
+	list []*fakePeer
+}
+
+func (l *fakePeers) add(p *fakePeer) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.list = append(l.list, p)
+}
 
 func (l *fakePeers) Holders(d verify.PathDigest, _ int64) []Peer {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	var out []Peer
-	for _, p := range *l {
+	for _, p := range l.list {
 		if !p.out() && p.w.path.Hash().Digest() == d {
 			out = append(out, p)
 		}
@@ -304,7 +315,7 @@ type fakePeer struct {
 
 func (w *world) peer(id string, b behaviour) *fakePeer {
 	p := &fakePeer{w: w, id: id, behaviour: b}
-	w.peers = append(w.peers, p)
+	w.peers.add(p)
 	return p
 }
 

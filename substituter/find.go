@@ -21,6 +21,8 @@ const (
 	peerHedgeLeast   = 100 * time.Millisecond  // a busy LAN peer answers within that; after that much silence of a peer the next source is asked too
 	peerHedgeMost    = 300 * time.Millisecond
 	upstreamHedge    = 700 * time.Millisecond
+	startGrace       = 3 * time.Second // after the start; neighbours are found again within it
+	startPoll        = 50 * time.Millisecond
 	peersAsked       = 3       // of those that claim to have a path
 	memoryNarInfos   = 1 << 15 // verified narinfos held, about 1 KiB each
 	memoryNegatives  = 1 << 14
@@ -58,6 +60,7 @@ type finder struct {
 	calls     singleflight.Group
 	log       *slog.Logger
 	now       func() time.Time
+	started   time.Time
 
 	upstreamRequests atomic.Int64
 }
@@ -119,7 +122,29 @@ func (f *finder) lookup(ctx context.Context, h verify.StoreHash) (*found, error)
 		f.misses.Add(h, f.now())
 		return nil, ErrAbsent
 	}
-	return f.ask(ctx, h, holders, nil)
+	got, err := f.ask(ctx, h, holders, nil)
+	if err != nil && !errors.Is(err, ErrAbsent) && f.awaitHolder(ctx, h) {
+		return f.ask(ctx, h, f.peers.Holders(h.Digest(), 0), nil)
+	}
+	return got, err
+}
+
+// awaitHolder waits, right after the start, for a neighbour that has the path: a miss sticks in Nix for an
+// hour, and neighbours need a moment to be found again.
+func (f *finder) awaitHolder(ctx context.Context, h verify.StoreHash) bool {
+	for {
+		if len(f.peers.Holders(h.Digest(), 0)) > 0 {
+			return true
+		}
+		if f.now().Sub(f.started) > startGrace {
+			return false
+		}
+		select {
+		case <-ctx.Done():
+			return false
+		case <-time.After(startPoll):
+		}
+	}
 }
 
 // revive verifies a cached text again.

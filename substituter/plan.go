@@ -215,6 +215,11 @@ func (p *plan) another() bool {
 	if time.Now().Before(p.resume) {
 		return true
 	}
+	if a := p.f.all; a.now().Sub(a.finder.started) < startGrace {
+		p.resume = time.Now().Add(startPoll) // neighbours are still being found again
+		clear(p.failures)
+		return true
+	}
 	if p.round++; p.round > roundsMost || p.allAbsent() {
 		return false
 	}

@@ -72,7 +72,7 @@ func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Up
 	}
 	s.finder = &finder{
 		storeDir: cfg.StoreDir, keys: keys, store: store, peers: peers, upstreams: upstreams,
-		disk: newNarInfoCache(narInfos, cfg.Now, cfg.Log), memory: memory, misses: misses, log: cfg.Log, now: cfg.Now,
+		disk: newNarInfoCache(narInfos, cfg.Now, cfg.Log), memory: memory, misses: misses, log: cfg.Log, now: cfg.Now, started: cfg.Now(),
 	}
 	s.flights.site, s.flights.linger = cfg.Site, cfg.Linger
 	s.flights.dir, s.flights.finder, s.flights.stats = spools, s.finder, &s.Stats

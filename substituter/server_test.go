@@ -57,7 +57,7 @@ func TestNARComesFromWhoeverHasIt(t *testing.T) {
 				if took := time.Since(start); took > c.within {
 					t.Errorf("took %v, want at most %v", took, c.within)
 				}
-				for i, p := range w.peers {
+				for i, p := range w.peers.list {
 					if convicted := len(p.convicts) > 0; convicted != (i == c.guilty) {
 						t.Errorf("peer %d convicted: %v %v", i, convicted, p.convicts)
 					}
@@ -122,7 +122,7 @@ func TestAmongManyALiarIsFoundByItsBytes(t *testing.T) {
 			liar.alsoCorrupt = append(liar.alsoCorrupt, off)
 		}
 		w.wantNAR(get(w.start(), w.narURL()))
-		for _, p := range w.peers {
+		for _, p := range w.peers.list {
 			if convicted := len(p.convicts) > 0; convicted != (p == liar) {
 				t.Errorf("%s convicted: %v", p.id, p.convicts)
 			}
@@ -277,6 +277,29 @@ func TestUnreachableUpstreamIsAMissInTime(t *testing.T) {
 		if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != http.StatusOK {
 			t.Error("an unreachable upstream was taken for a no:", rec.Code)
 		}
+	})
+}
+
+func TestASuccessorWaitsForNeighboursToComeBack(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1000)
+		w.upstream("x", behaviour{refuse: true, corrupt: -1})
+		s := w.start()
+		var rec *httptest.ResponseRecorder
+		asked := make(chan struct{})
+		go func() {
+			defer close(asked)
+			if get(s, w.path.Hash().String()+".narinfo").Code == http.StatusOK {
+				rec = get(s, w.narURL())
+			}
+		}()
+		time.Sleep(time.Second)
+		w.peers.add(&fakePeer{w: w, id: "A", behaviour: honest})
+		<-asked
+		if rec == nil {
+			t.Fatal("a miss right after the start, although a neighbour came back")
+		}
+		w.wantNAR(rec)
 	})
 }
 

@@ -172,7 +172,7 @@ func newOffice(t *testing.T, n, size int, upstream behaviour) *office {
 		site := b.join(fmt.Sprintf("m%d", i))
 		site.perMiB = 8 * time.Millisecond
 		w := *o.world
-		w.dir, w.ups, w.peers = t.TempDir(), nil, nil
+		w.dir, w.ups, w.peers = t.TempDir(), nil, &fakePeers{}
 		o.ups = append(o.ups, w.upstream("x", upstream))
 		w.site = site
 		site.server = w.start()
@@ -221,12 +221,12 @@ var slowUplink = behaviour{corrupt: -1, perRead: 4 * time.Millisecond}
 func TestOneSiteOneDownload(t *testing.T) {
 	for _, n := range []int{2, 8} {
 		synctest.Test(t, func(t *testing.T) {
-			o := newOffice(t, n, 16*mib, slowUplink)
+			o := newOffice(t, n, 8*mib, slowUplink)
 			took := o.fill(t)
 			if opens := o.upstreamOpens(); opens != 1 {
 				t.Errorf("%d machines: the upstream was asked %d times", n, opens)
 			}
-			alone := 16 * 16 * 4 * time.Millisecond
+			alone := 8 * 16 * 4 * time.Millisecond
 			if limit := alone*11/10 + 100*time.Millisecond; took > limit {
 				t.Errorf("%d machines: %v, one alone needs %v", n, took, alone)
 			}
@@ -241,7 +241,7 @@ func TestOneSiteOneDownload(t *testing.T) {
 
 func TestAnOfficeGoesOnWhenTheOneThatFetchesDies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOffice(t, 4, 16*mib, slowUplink)
+		o := newOffice(t, 4, 8*mib, slowUplink)
 		var killed int
 		go func() {
 			time.Sleep(300 * time.Millisecond)
@@ -284,7 +284,7 @@ func TestAStalledClaimHoldsNobodyUp(t *testing.T) {
 
 func TestARelayThatLiesCostsItsPlaceNotItsStanding(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOffice(t, 4, 16*mib, slowUplink)
+		o := newOffice(t, 4, 8*mib, slowUplink)
 		for _, s := range o.sites[:2] {
 			s.lies = true
 		}

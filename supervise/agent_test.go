@@ -68,7 +68,7 @@ func serve(listeners []net.Listener, dir, mode, socket string, log *slog.Logger)
 		}
 	case "never ready once":
 		if starts == 1 {
-			select {}
+			time.Sleep(time.Hour) // an empty select would be taken for a deadlock
 		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)

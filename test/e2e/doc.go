@@ -1,3 +1,5 @@
+//go:build linux
+
 // Package e2e drives the real flurry binary in the lab: every machine is a network namespace with
 // its own address, multicast and /nix, the client is Debian's Nix (and a newer one), the central
 // cache is nginx, and the files are a signed binary cache made of Debian packages. See lab/README.md.

@@ -308,7 +308,7 @@ func (f *fetcher) fitsOnDisk(paths []*verify.Verified) error {
 	if err := unix.Statfs(f.dir, &fs); err != nil {
 		return nil //nolint:nilerr // a file system that does not say may still have room
 	}
-	if free := int64(fs.Bavail) * fs.Bsize; need > free {
+	if free := int64(fs.Bavail) * int64(fs.Bsize); need > free {
 		return fmt.Errorf("%s has %s free, and %s are needed; make room, or name another directory", f.dir, bytesText(free), bytesText(need))
 	}
 	return nil

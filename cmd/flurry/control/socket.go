@@ -15,9 +15,6 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unsafe"
-
-	"golang.org/x/sys/unix"
 )
 
 // Group is the group whose members may use the socket, beside root and the agent's user.
@@ -27,7 +24,6 @@ const (
 	dialTimeout = 2 * time.Second        // a unix socket answers at once, or its backlog is full
 	stopGrace   = 200 * time.Millisecond // for answers when the agent ends, which it must within 1 s
 	idleTimeout = time.Minute            // of a connection nobody uses
-	maxGroups   = 64 << 10               // NGROUPS_MAX: supplementary groups of one process
 )
 
 // Candidates returns where the socket may be, in the order in which both sides look: the runtime
@@ -86,7 +82,8 @@ func listen(name string) (net.Listener, error) {
 		return nil, err
 	}
 	mode := fs.FileMode(0o600)
-	if gid, ok := groupID(); ok && os.Lchown(name, -1, gid) == nil {
+	// A sandbox may forbid chown; where the group is the process's own, it is right already.
+	if gid, ok := groupID(); ok && (gid == os.Getegid() || os.Lchown(name, -1, gid) == nil) {
 		mode = 0o660
 	}
 	if err := os.Chmod(name, mode); err != nil {
@@ -153,48 +150,24 @@ func allowed(c net.Conn) error {
 	if err != nil {
 		return err
 	}
-	var cred *unix.Ucred
+	var uid int
 	var groups []uint32
-	if cerr := sc.Control(func(fd uintptr) {
-		if cred, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED); err == nil {
-			groups = peerGroups(fd)
-		}
-	}); cerr != nil {
+	if cerr := sc.Control(func(fd uintptr) { uid, groups, err = peerOf(fd) }); cerr != nil {
 		return cerr
 	}
 	if err != nil {
-		return fmt.Errorf("SO_PEERCRED: %w", err)
+		return fmt.Errorf("ask who connects: %w", err)
 	}
-	if mayControl(cred, groups) {
+	if mayControl(uid, groups) {
 		return nil
 	}
-	return fmt.Errorf("user %d is neither root nor the agent's user nor in group %s", cred.Uid, Group)
+	return fmt.Errorf("user %d is neither root nor the agent's user nor in group %s", uid, Group)
 }
 
-func mayControl(cred *unix.Ucred, groups []uint32) bool {
-	if cred.Uid == 0 || int(cred.Uid) == os.Geteuid() {
+func mayControl(uid int, groups []uint32) bool {
+	if uid == 0 || uid == os.Geteuid() {
 		return true
 	}
 	gid, ok := groupID()
-	return ok && (int(cred.Gid) == gid || slices.Contains(groups, uint32(gid)))
-}
-
-// peerGroups returns the supplementary groups at the other end (SO_PEERGROUPS, Linux 4.13), none if
-// the kernel does not tell.
-func peerGroups(fd uintptr) []uint32 {
-	groups := make([]uint32, 64)
-	for len(groups) <= maxGroups {
-		size := uint32(len(groups) * 4)
-		_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, fd, unix.SOL_SOCKET, unix.SO_PEERGROUPS,
-			uintptr(unsafe.Pointer(&groups[0])), uintptr(unsafe.Pointer(&size)), 0)
-		switch errno {
-		case 0:
-			return groups[:size/4]
-		case unix.ERANGE:
-			groups = make([]uint32, 2*len(groups))
-		default:
-			return nil
-		}
-	}
-	return nil
+	return ok && slices.Contains(groups, uint32(gid))
 }
