@@ -16,8 +16,10 @@ const midway = 10e6
 
 // faultLab is slow enough that a fault can strike while a NAR of some megabytes is on its way:
 // 36 MB take 3 s from a neighbour; the 10 MB that they are compressed take 4 s from the central cache.
+// Such labs mostly wait for their links, so several run at once.
 func faultLab(t *testing.T) (l *lab, nar *corpusPath) {
 	t.Helper()
+	t.Parallel()
 	l = newLab(t, labConfig{machines: 3, linkRate: "100mbit", upstreamRate: "20mbit"})
 	return l, l.w.corpus.find(t, "vim-runtime-")
 }
@@ -50,6 +52,7 @@ func succeeded(t *testing.T, r result) {
 }
 
 func TestNixSucceedsWhenAPeerDiesMidNAR(t *testing.T) {
+	t.Parallel()
 	t.Run("another peer has it, the central cache is off", func(t *testing.T) {
 		l, nar := faultLab(t)
 		l.machine[1].preload(nar.path)
@@ -98,10 +101,11 @@ func servingPeer(l *lab, to *machine) (best *agent) {
 }
 
 func TestNixSucceedsWhenTheCentralCacheDiesMidNAR(t *testing.T) {
+	t.Parallel()
 	const some = 3e6
 	t.Run("a second one is configured", func(t *testing.T) {
 		l, nar := faultLab(t)
-		second := l.serveCorpusFrom(l.machine[3], "8081")
+		second := l.machine[3].serve(l.w.corpus.dir, "8081")
 		m := l.machine[1]
 		m.startAgent(agentConfig{upstreams: []string{upstreamURL, second}})
 		strike(t, m, nar.path, some, l.killUpstream)
@@ -128,13 +132,8 @@ func TestNixSucceedsWhenTheCentralCacheDiesMidNAR(t *testing.T) {
 	})
 }
 
-// serveCorpusFrom runs a second central cache in a machine and returns its URL.
-func (l *lab) serveCorpusFrom(m *machine, port string) string {
-	l.t.Helper()
-	return m.serve(l.w.corpus.dir, port)
-}
-
 func TestNixSucceedsWhenItsAgentDiesMidCopy(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct {
 		name string
 		kill func(*agent)
