@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -22,7 +23,25 @@ func (h *Host) openStream(ctx context.Context, _, addr string) (net.Conn, error)
 	if err != nil {
 		return nil, err
 	}
-	return gostream.Dial(network.WithNoDial(ctx, "peers are dialled elsewhere"), h.host, id, protoHTTP)
+	c, err := gostream.Dial(network.WithNoDial(ctx, "peers are dialled elsewhere"), h.host, id, protoHTTP)
+	if err != nil {
+		return nil, err
+	}
+	return quickClose{c, h}, nil
+}
+
+// quickClose is a stream that closes without waiting: on a link that was cut a stream's own Close takes
+// 10 s, and whoever gave up a request has turned to another peer.
+type quickClose struct {
+	net.Conn
+	h *Host
+}
+
+// Close implements net.Conn.
+func (c quickClose) Close() error {
+	c.Conn.SetDeadline(time.Unix(1, 0)) // ends reads and writes under way
+	c.h.tasks.run(func() { resetStream(c.Conn) })
+	return nil
 }
 
 // listenAddrs turns host:port into multiaddrs for TCP and QUIC.

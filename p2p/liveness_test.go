@@ -156,7 +156,16 @@ func TestAPeerThatAnswersIsSoonTrustedAgain(t *testing.T) {
 	if s := p.status(); s.Remaining > suspectAlive {
 		t.Errorf("left out for another %v", s.Remaining)
 	}
-	for range 3 {
+	for range 20 { // of requests that one cause let down at once
+		p.Flaky(errors.New("at once"))
+	}
+	if s := p.status(); s.Failures != 1 {
+		t.Errorf("one cause counts as %d failures", s.Failures)
+	}
+	for range 3 { // each after the suspicion was over
+		p.mu.Lock()
+		p.suspectUntil = time.Time{}
+		p.mu.Unlock()
 		p.Flaky(errors.New("again"))
 	}
 	eventually(t, "the ping decided", func() bool { return !p.checking.Load() })

@@ -108,7 +108,8 @@ func (p *Peer) scopeLocked() verify.Scope {
 func (p *Peer) costNow(now time.Time, size int64) (cost time.Duration, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.connectedAt.IsZero() || now.Before(p.suspectUntil) || now.Before(p.bannedUntil) {
+	suspect := now.Before(p.suspectUntil) || p.failures > 0 && p.checking.Load() // a ping is deciding
+	if p.connectedAt.IsZero() || suspect || now.Before(p.bannedUntil) {
 		return 0, false
 	}
 	return p.costLocked(now, size), true
@@ -205,6 +206,10 @@ func (p *Peer) Flaky(err error) {
 	p.mu.Lock()
 	if errors.Is(err, ErrBusy) {
 		p.suspectUntil = latest(p.suspectUntil, now.Add(busyTime/2+rand.N(busyTime)))
+		p.mu.Unlock()
+		return
+	}
+	if now.Before(p.suspectUntil) && p.failures > 0 { // one cause lets many requests down at once: it counts once
 		p.mu.Unlock()
 		return
 	}
