@@ -64,8 +64,9 @@ const (
 	tellEvery = 40 * time.Millisecond
 	// partialRun is how much is asked of a machine that itself is still fetching, at once.
 	partialRun = 2 * verify.ChunkSize
-	// A follower asks the central cache itself once it is clear that this would be quicker by this much.
-	followRatio = 1.3
+	// A follower asks the central cache itself once it is clear that this would be quicker by this much. Less
+	// would misread a link that several downloads share for a slow neighbour.
+	followRatio = 3
 	followLeast = 1500 * time.Millisecond // before the rate of following means anything
 )
 
