@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 FUZZTIME ?= 20s
 export CGO_ENABLED ?= 0
 
-.PHONY: build run demo test bench lint fuzz clean
+.PHONY: build run demo test bench lint fuzz soak vulncheck clean
 
 build:
 	go build -ldflags '$(LDFLAGS)' -o bin/flurry ./cmd/flurry
@@ -30,6 +30,14 @@ lint:
 # Every fuzz target in turn; a target without seeds fails.
 fuzz:
 	scripts/fuzz $(FUZZTIME)
+
+# Three machines with real Nix while agents are killed and links cut; SOAK=30m, SOAK_SEED=… repeats one.
+soak: build
+	scripts/soak
+
+# Known faults of what is compiled in; needs the Go vulnerability database.
+vulncheck:
+	scripts/vulncheck
 
 clean:
 	rm -rf bin

@@ -170,7 +170,7 @@ func parseRange(header string, size int64) (off, length int64, status int) {
 		if err != nil {
 			return 0, size, http.StatusOK
 		}
-		if n == 0 {
+		if n == 0 || size == 0 {
 			return 0, 0, http.StatusRequestedRangeNotSatisfiable
 		}
 		off = max(0, size-int64(n))

@@ -262,8 +262,8 @@ func (c *Config) CheckFiles() (problems []Problem) {
 			problems = append(problems, c.Problem(key, err.Error(), "name a readable file"))
 		case !info.Mode().IsRegular():
 			problems = append(problems, c.Problem(key, name+" is not a regular file", "name a regular file"))
-		case info.Mode().Perm()&0o007 != 0:
-			problems = append(problems, c.Problem(key, name+" holds a secret, but every user of this machine may open it", "chmod o= "+name))
+		case info.Mode().Perm()&0o027 != 0: // a systemd credential is 0440
+			problems = append(problems, c.Problem(key, fmt.Sprintf("%s holds a secret, but with mode %04o others may use it", name, info.Mode().Perm()), "chmod g-w,o= "+name))
 		}
 	}
 	check("peers.secret_file", c.Peers.SecretFile)

@@ -150,7 +150,7 @@ func TestSecretFilesMustExistAndBePrivate(t *testing.T) {
 	}
 	for secret, want := range map[string]string{
 		closed:                     "",
-		open:                       "FILE:2: peers.secret_file: " + open + " holds a secret, but every user of this machine may open it; chmod o= " + open,
+		open:                       "FILE:2: peers.secret_file: " + open + " holds a secret, but with mode 0644 others may use it; chmod g-w,o= " + open,
 		filepath.Join(dir, "none"): "FILE:2: peers.secret_file: " + dir + "/none does not exist; create it, or leave the key out",
 		dir:                        "FILE:2: peers.secret_file: " + dir + " is not a regular file; name a regular file",
 	} {

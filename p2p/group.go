@@ -216,10 +216,10 @@ func LoadSecret(file string) ([]byte, error) {
 	}
 	secret, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(data)))
 	if err != nil {
-		return nil, fmt.Errorf("group secret %s is not base64; make a new one and copy it to every machine of the group", file)
+		return nil, fmt.Errorf("group secret %s is not base64; make a new one with \"flurry secret\" and copy it to every machine of the group", file)
 	}
 	if err := checkSecret(secret); err != nil {
-		return nil, fmt.Errorf("group secret %s %w; make a new one and copy it to every machine of the group", file, err)
+		return nil, fmt.Errorf("group secret %s %w; make a new one with \"flurry secret\" and copy it to every machine of the group", file, err)
 	}
 	return secret, nil
 }

@@ -223,6 +223,15 @@ func TestWeakOrOpenSecretsAreRefused(t *testing.T) {
 			t.Errorf("mode %o is accepted", mode)
 		}
 	}
+	if os.Geteuid() == 0 {
+		f := write(good, 0o600)
+		if err := os.Chown(f, 65534, 65534); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := LoadSecret(f); err == nil {
+			t.Error("another user's file is accepted")
+		}
+	}
 	for _, text := range []string{"", "hunter2", good[:20], "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=", "not base64!"} {
 		if _, err := LoadSecret(write(text, 0o600)); err == nil {
 			t.Errorf("%q is accepted", text)

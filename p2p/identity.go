@@ -80,8 +80,11 @@ func readSecret(file string) ([]byte, error) {
 	if !info.Mode().IsRegular() {
 		return nil, fmt.Errorf("%s is not a regular file", file)
 	}
-	if mode := info.Mode().Perm(); mode&0o027 != 0 {
+	if mode := info.Mode().Perm(); mode&0o027 != 0 { // a systemd credential is 0440
 		return nil, fmt.Errorf("%s has mode %04o, others could use it: chmod 600 %s", file, mode, file)
+	}
+	if s, ok := info.Sys().(*syscall.Stat_t); ok && s.Uid != 0 && int(s.Uid) != os.Geteuid() {
+		return nil, fmt.Errorf("%s belongs to user %d, who could change it: chown it to the agent's user or root", file, s.Uid)
 	}
 	data, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
 	if err == nil && len(data) > maxSecretFile {

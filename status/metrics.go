@@ -1,6 +1,10 @@
 package status
 
-import "github.com/prometheus/client_golang/prometheus"
+import (
+	"runtime"
+
+	"github.com/prometheus/client_golang/prometheus"
+)
 
 // metric is one figure of a report. Names follow the conventions: prefix, base unit, _total for counters.
 type metric struct {
@@ -56,6 +60,7 @@ func metrics() []metric {
 		single("upstream_narinfo_requests_total", "Narinfo questions sent to upstreams.", counter, func(r *Report) float64 { return float64(r.NarInfo.UpstreamRequests) }),
 		single("nar_source_switches_total", "Changes of source in the middle of a NAR.", counter, func(r *Report) float64 { return float64(r.NAR.SwitchedSource) }),
 		single("nar_rejections_total", "NARs whose bytes did not match their signature.", counter, func(r *Report) float64 { return float64(r.NAR.Rejected) }),
+		single("goroutines", "Goroutines of the agent.", gauge, func(*Report) float64 { return float64(runtime.NumGoroutine()) }),
 		single("nars_in_flight", "NARs being fetched now.", gauge, func(r *Report) float64 { return float64(r.InFlight) }),
 		single("store_paths", "Valid paths of the local store.", gauge, func(r *Report) float64 { return float64(r.Store.Paths) }),
 		single("store_shareable_paths", "Paths that may leave this machine.", gauge, func(r *Report) float64 { return float64(r.Store.ShareablePaths) }),

@@ -26,7 +26,7 @@ import (
 
 // world is a signed path and everything that may serve it.
 type world struct {
-	t           *testing.T
+	t           testing.TB
 	private     ed25519.PrivateKey
 	keys        *verify.Keys
 	privateKeys *verify.Keys // the same key, as a private one
@@ -42,6 +42,11 @@ type world struct {
 }
 
 func newWorld(t *testing.T, size int) *world {
+	t.Helper()
+	return newWorldOf(t, size)
+}
+
+func newWorldOf(t testing.TB, size int) *world {
 	t.Helper()
 	seed := bytes.Repeat([]byte{7}, ed25519.SeedSize)
 	private := ed25519.NewKeyFromSeed(seed)

@@ -22,7 +22,7 @@ type Config struct {
 	// (?priority=…) are ignored.
 	URL string
 	// HeadersFile names a file with a line "Name: value" for each header to send to URL's origin, such
-	// as Authorization. It must not be accessible to everybody.
+	// as Authorization. Others must not be able to read it, nor its group to write it.
 	HeadersFile string
 	// XZ is the absolute path of the xz program; "" looks in a few usual places, "none" decodes in Go.
 	XZ string
@@ -167,8 +167,8 @@ func readHeaders(file string) (http.Header, error) {
 	if !st.Mode().IsRegular() {
 		return nil, errors.New("not a regular file")
 	}
-	if st.Mode().Perm()&0o006 != 0 {
-		return nil, fmt.Errorf("accessible to everybody (mode %04o) though it holds secrets; chmod it to 0640 or less", st.Mode().Perm())
+	if st.Mode().Perm()&0o027 != 0 {
+		return nil, fmt.Errorf("others may use it (mode %04o) though it holds secrets; chmod it to 0640 or less", st.Mode().Perm())
 	}
 	b, err := io.ReadAll(io.LimitReader(f, maxHeadersFile+1))
 	if err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/flurry-nix/flurry/cmd/flurry/cli"
 	"github.com/flurry-nix/flurry/config"
+	"github.com/flurry-nix/flurry/p2p"
 	"github.com/flurry-nix/flurry/supervise"
 )
 
@@ -24,7 +25,7 @@ var (
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
-	app := &cli.App{Agent: runAgent, WrongConfig: wrongConfig, Version: version, Commit: commit}
+	app := &cli.App{Agent: runAgent, WrongConfig: wrongConfig, Secret: p2p.GenerateSecret, Version: version, Commit: commit}
 	status := app.Main(ctx, os.Args[1:])
 	stop()
 	os.Exit(status)

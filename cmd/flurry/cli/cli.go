@@ -40,7 +40,7 @@ type AgentCall struct {
 	Args   []string // all arguments of the program, to start it again with
 }
 
-// App is the program. Agent and Version are required; the rest has the process's own as default.
+// App is the program. Agent, Secret and Version are required; the rest has the process's own as default.
 type App struct {
 	Agent   func(context.Context, AgentCall) error
 	Version string
@@ -49,6 +49,9 @@ type App struct {
 	// WrongConfig may take the agent's place when its configuration is wrong; handled is false if the
 	// program should say what is wrong and end. May be nil.
 	WrongConfig func(ctx context.Context, problems []config.Problem) (handled bool, err error)
+
+	// Secret returns a new group secret, as the file holds it.
+	Secret func() string
 
 	Out, Err io.Writer
 	Env      []string // "NAME=value"
@@ -144,7 +147,7 @@ func (a *App) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.socket, "socket", a.env("FLURRY_SOCKET"), "the agent's control `socket` (default: "+control.SocketName+" in $RUNTIME_DIRECTORY, /run/flurry or the state directory)")
 	root.PersistentFlags().StringVar(&a.config, "config", a.env("FLURRY_CONFIG"), "configuration `file` (default: "+config.DefaultPath+", if it exists)")
 	root.AddCommand(a.agentCommand(), a.checkConfigCommand(), a.statusCommand(), a.peersCommand(), a.locateCommand(),
-		a.fetchCommand(), a.idCommand(), a.pauseCommand(), a.resumeCommand(), a.cacheCommand(), a.versionCommand(), a.genCommand())
+		a.fetchCommand(), a.idCommand(), a.pauseCommand(), a.resumeCommand(), a.cacheCommand(), a.secretCommand(), a.versionCommand(), a.genCommand())
 	return root
 }
 

@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	testscript.Main(m, map[string]func(){"flurry": func() {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT)
 		defer stop()
-		app := &App{Version: "1.2.3", Commit: "abc", Agent: func(_ context.Context, c AgentCall) error {
+		app := &App{Version: "1.2.3", Commit: "abc", Secret: func() string { return "c2VjcmV0\n" }, Agent: func(_ context.Context, c AgentCall) error {
 			fmt.Println("agent", c.Config.Substituter.Listen, c.Config.Log.Format, c.Args)
 			if c.Config.Log.Format == "json" {
 				return fmt.Errorf("no room; make some")
