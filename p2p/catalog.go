@@ -22,6 +22,9 @@ type Catalog interface {
 	NarInfo(ctx context.Context, d verify.PathDigest, reader verify.Scope) (*verify.NarInfo, error)
 	// NAR returns the content of a path whose NAR has that hash, or ErrAbsent. The caller closes it.
 	NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, reader verify.Scope) (Content, error)
+	// Chain returns the form of the chain of a NAR that NAR would return, see [verify.Chain], ErrAbsent, or
+	// ErrBusy if it takes longer than ctx or others are waiting.
+	Chain(ctx context.Context, h verify.StoreHash, narHash verify.Hash, reader verify.Scope) ([]byte, error)
 }
 
 // Change is a change of the catalog. Keys of group-only paths must reach only the group's peers.

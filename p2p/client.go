@@ -42,7 +42,7 @@ func newClient(h *Host) *http.Client {
 // NarInfo asks the peer what it knows of a path. The answer is a claim to be verified. ErrAbsent
 // means that it does not have it.
 func (p *Peer) NarInfo(ctx context.Context, d verify.PathDigest) (*verify.NarInfo, error) {
-	resp, err := p.get(ctx, d, d.String()+".narinfo", "")
+	resp, err := p.get(ctx, &d, d.String()+".narinfo", "")
 	if err != nil {
 		return nil, err
 	}
@@ -62,7 +62,8 @@ func (p *Peer) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash,
 	if from > 0 || to < size {
 		byteRange = fmt.Sprintf("bytes=%d-%d", from, to-1)
 	}
-	resp, err := p.get(ctx, h.Digest(), binarycache.NARURL(h, narHash), byteRange)
+	d := h.Digest()
+	resp, err := p.get(ctx, &d, binarycache.NARURL(h, narHash), byteRange)
 	if err != nil {
 		return nil, err
 	}
@@ -73,9 +74,37 @@ func (p *Peer) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash,
 	return &narBody{ReadCloser: resp.Body, ctx: ctx, p: p, started: time.Now()}, nil
 }
 
+// Chain asks the peer for the chain of a NAR, whose signed hash and size are known: a claim. The peer may
+// have to compute it first. ErrAbsent also means that it speaks another version.
+func (p *Peer) Chain(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size int64) (verify.Chain, error) {
+	n := verify.ChainLen(size)
+	if n == 0 {
+		return nil, ErrAbsent
+	}
+	resp, err := p.get(ctx, nil, binarycache.NARURL(h, narHash)+chainSuffix, "")
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	form := make([]byte, n)
+	if resp.ContentLength != int64(n) {
+		return nil, fmt.Errorf("peer %s: %w: chain of %d bytes where %d were expected", p.name, ErrAbsent, resp.ContentLength, n)
+	}
+	if _, err := io.ReadFull(resp.Body, form); err != nil {
+		return nil, fmt.Errorf("peer %s: chain: %w", p.name, err)
+	}
+	io.Copy(io.Discard, io.LimitReader(resp.Body, 1)) // see io.EOF, so that the stream is used again
+	chain, err := verify.ParseChain(form, size)
+	if err != nil {
+		return nil, fmt.Errorf("peer %s: %w: %w", p.name, ErrAbsent, err)
+	}
+	return chain, nil
+}
+
 // get sends one request about the path d, byteRange as its Range if not empty, and returns a 200 or 206
-// answer.
-func (p *Peer) get(ctx context.Context, d verify.PathDigest, name, byteRange string) (*http.Response, error) {
+// answer. Without d it is about something that no have-set claims and that may have to be made first:
+// neither its absence nor its time count.
+func (p *Peer) get(ctx context.Context, d *verify.PathDigest, name, byteRange string) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.name+"/"+name, nil)
 	if err != nil {
 		return nil, err
@@ -90,16 +119,20 @@ func (p *Peer) get(ctx context.Context, d verify.PathDigest, name, byteRange str
 	if err != nil {
 		return nil, fmt.Errorf("peer %s: %w", p.name, withoutURL(err))
 	}
-	p.sampleRTT(time.Since(start))
+	if d != nil {
+		p.sampleRTT(time.Since(start))
+	}
 	if resp.StatusCode == want {
-		p.answered(true)
+		if d != nil {
+			p.answered(true)
+		}
 		return resp, nil
 	}
 	io.Copy(io.Discard, io.LimitReader(resp.Body, errorBody))
 	resp.Body.Close()
 	switch resp.StatusCode {
 	case http.StatusNotFound:
-		if p.Claims(d) {
+		if d != nil && p.Claims(*d) {
 			p.falseClaims.Add(1)
 			p.answered(false)
 		}

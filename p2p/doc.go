@@ -17,6 +17,10 @@
 //     GET /nix-cache-info. 200, 206, 404 or, for a range that is not there, 416; nothing else is said
 //     about a path. 503 means that enough NARs are on their way already: ask again or elsewhere. A
 //     request with a body is cut.
+//     GET /nar/<store hash>-<NarHash>.nar.chain, to whoever may have the NAR: its chain, 16 bytes of header
+//     (magic "flch", version 1, log2 of the chunk size, which is 20, two zeros, the NAR's size as 8 bytes,
+//     big-endian) and 32 bytes, SHA-256's inner state, after every chunk but the last; a claim, see
+//     verify.Chain. Who does not know the version takes it as absent.
 //
 //   - /flurry/have/1: each side opens one stream towards the other and writes frames on it for as long
 //     as the connection lives: uvarint length, type byte, payload. Type 1 (hello): JSON. Type 2

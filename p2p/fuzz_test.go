@@ -121,6 +121,7 @@ func FuzzPeerRequest(f *testing.F) {
 	for _, target := range []string{
 		"/nix-cache-info", "/" + public.Digest().String() + ".narinfo", "/" + secret.Digest().String() + ".narinfo",
 		"/" + binarycache.NARURL(public, publicSum), "/" + binarycache.NARURL(secret, secretSum),
+		"/" + binarycache.NARURL(public, publicSum) + chainSuffix, "/" + binarycache.NARURL(secret, secretSum) + chainSuffix, "/.chain",
 		"/" + secret.String() + ".narinfo", "/../../etc/passwd", "*",
 	} {
 		f.Add([]byte("GET " + target + " HTTP/1.1\r\nHost: x\r\nRange: bytes=5-9\r\n\r\n"))

@@ -84,6 +84,7 @@ type Host struct {
 	download  *throttle
 	talk      *rate.Limiter // of log lines that strangers can cause
 	sent      atomic.Int64  // NAR bytes to all peers
+	chains    atomic.Int32  // that peers wait for
 	paused    atomic.Bool   // no sharing: every request is a miss and the have-set empty
 
 	tasks    tasks

@@ -21,6 +21,7 @@ type fakeCatalog struct {
 	mu    sync.Mutex
 	paths map[verify.StoreHash]fakePath
 	watch []func(Change)
+	chain func(context.Context) ([]byte, error) // nil: computed
 }
 
 type fakePath struct {
@@ -104,6 +105,21 @@ func (c *fakeCatalog) NAR(_ context.Context, h verify.StoreHash, narHash verify.
 		return nil, ErrAbsent
 	}
 	return memContent(p.nar), nil
+}
+
+// Chain hashes while the asker waits.
+func (c *fakeCatalog) Chain(ctx context.Context, h verify.StoreHash, narHash verify.Hash, reader verify.Scope) ([]byte, error) {
+	if c.chain != nil {
+		return c.chain(ctx)
+	}
+	content, err := c.NAR(ctx, h, narHash, reader)
+	if err != nil {
+		return nil, err
+	}
+	sum := verify.NewChainHash()
+	content.WriteRange(ctx, sum, 0, content.Size())
+	_, chain := sum.Sum()
+	return chain.Bytes(content.Size()), nil
 }
 
 type memContent []byte

@@ -46,6 +46,7 @@ type Peer struct {
 	in, out     atomic.Int64 // NAR bytes received from and sent to it
 	falseClaims atomic.Int64 // questions it answered with 404 although it claimed to have the path
 	sending     atomic.Int32 // NARs that are on their way to it
+	chains      atomic.Int32 // chains that it waits for
 	hearing     atomic.Bool  // a stream of its announcements is open
 	checking    atomic.Bool  // a ping is deciding whether it is alive
 

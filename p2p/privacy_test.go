@@ -54,6 +54,7 @@ func TestNothingTellsAStrangerOfPrivatePaths(t *testing.T) {
 	every := func(x canary) []int {
 		return []int{
 			ask("/" + x.h.Digest().String() + ".narinfo"), ask("/" + binarycache.NARURL(x.h, x.sum)),
+			ask("/" + binarycache.NARURL(x.h, x.sum) + chainSuffix),
 		}
 	}
 	for _, x := range []canary{group, unshared} {

@@ -17,8 +17,15 @@ import (
 	"github.com/flurry-nix/flurry/verify"
 )
 
+// chainSuffix makes a NAR's name its chain's.
+const chainSuffix = ".chain"
+
 // Limits of the peer-facing server.
 const (
+	maxChains        = 32               // questions for chains that wait for an answer: from all peers
+	maxChainsPerPeer = 4                // and from one
+	chainPatience    = 10 * time.Second // for a chain to be computed: below clientHeaderPatence
+
 	serverHeaderBytes    = 8 << 10          // a request's header; ours are under 300 bytes
 	serverHeaderPatience = 3 * time.Second  // from the first byte of a request to the end of its header
 	serverIdle           = 30 * time.Second // an idle stream costs a goroutine and two buffers
@@ -114,6 +121,10 @@ func (h *Host) handle(w http.ResponseWriter, r *http.Request) {
 		h.handleNarInfo(w, r, p, digest)
 		return
 	}
+	if nar, ok := strings.CutSuffix(name, chainSuffix); ok {
+		h.handleChain(w, r, p, nar)
+		return
+	}
 	h.handleNAR(w, r, p, name)
 }
 
@@ -138,11 +149,8 @@ func (h *Host) handleNAR(w http.ResponseWriter, r *http.Request, p *Peer, name s
 		binarycache.NotFound(w)
 		return
 	}
-	if c, ok := r.Context().Value(connKey{}).(*requestConn); ok {
-		c.thinking.Store(true)
-		defer c.thinking.Store(false)
-		w = &firstByte{ResponseWriter: w, c: c}
-	}
+	w, answered := think(w, r)
+	defer answered()
 	release, ok := h.slots.take(r.Context(), p)
 	if !ok {
 		busy(w)
@@ -163,6 +171,47 @@ func (h *Host) handleNAR(w http.ResponseWriter, r *http.Request, p *Peer, name s
 	binarycache.ServeNAR(w, r, counted, h.sendPatience(), func(err error) {
 		h.chatter("sending a NAR broke off", "peer", p.name, "err", err)
 	})
+}
+
+// handleChain answers with the chain of a NAR that this peer may have.
+func (h *Host) handleChain(w http.ResponseWriter, r *http.Request, p *Peer, name string) {
+	hash, narHash, ok := binarycache.ParseNARURL(name)
+	if !ok {
+		binarycache.NotFound(w)
+		return
+	}
+	w, answered := think(w, r)
+	defer answered()
+	defer p.chains.Add(-1)
+	defer h.chains.Add(-1)
+	if mine, all := p.chains.Add(1), h.chains.Add(1); mine > maxChainsPerPeer || all > maxChains {
+		busy(w)
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), chainPatience)
+	defer cancel()
+	form, err := h.catalog.Chain(ctx, hash, narHash, p.scope())
+	switch {
+	case errors.Is(err, ErrBusy):
+		busy(w)
+	case err != nil:
+		h.logMiss(p, err)
+		binarycache.NotFound(w)
+	default:
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(h.sendPatience()))
+		binarycache.WriteText(w, r, "application/octet-stream", string(form))
+		http.NewResponseController(w).SetWriteDeadline(time.Time{})
+	}
+}
+
+// think cuts the stream if the peer sends more before its answer has begun.
+func think(w http.ResponseWriter, r *http.Request) (_ http.ResponseWriter, answered func()) {
+	c, ok := r.Context().Value(connKey{}).(*requestConn)
+	if !ok {
+		return w, func() {}
+	}
+	c.thinking.Store(true)
+	return &firstByte{ResponseWriter: w, c: c}, func() { c.thinking.Store(false) }
 }
 
 // sendPatience is how long a piece of 8 MiB may take. Our own limit is not the reader's fault.

@@ -55,6 +55,8 @@ type Peer interface {
 	NarInfo(ctx context.Context, d verify.PathDigest) (*verify.NarInfo, error)
 	// NAR returns the unverified bytes [from, to) of a NAR of size bytes.
 	NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size, from, to int64) (io.ReadCloser, error)
+	// Chain returns what the peer claims to be the chain of a NAR of size bytes; it may take seconds.
+	Chain(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size int64) (verify.Chain, error)
 	// Good, Flaky and Convict report how it went: verified bytes, trouble, proven lies.
 	Good()
 	Flaky(err error)

@@ -220,6 +220,8 @@ type behaviour struct {
 	perRead  time.Duration // between pieces of 64 KiB
 
 	alsoCorrupt []int // offsets of more flipped bytes
+
+	chain func(*world) verify.Chain // what it claims; nil: it offers none
 }
 
 var honest = behaviour{corrupt: -1}
@@ -315,6 +317,7 @@ type fakePeer struct {
 	mu                sync.Mutex
 	opened            []int64
 	goods             int
+	chains            int // questions for chains
 	flakies, convicts []error
 }
 
@@ -349,6 +352,19 @@ func (p *fakePeer) NAR(ctx context.Context, _ verify.StoreHash, _ verify.Hash, _
 		return nil, err
 	}
 	return b, nil
+}
+
+func (p *fakePeer) Chain(ctx context.Context, _ verify.StoreHash, _ verify.Hash, _ int64) (verify.Chain, error) {
+	p.mu.Lock()
+	p.chains++
+	p.mu.Unlock()
+	if _, err := p.open(ctx, nil, 0); err != nil {
+		return nil, err
+	}
+	if p.chain == nil {
+		return nil, ErrAbsent
+	}
+	return p.chain(p.w), nil
 }
 
 func (p *fakePeer) Good() { p.mu.Lock(); p.goods++; p.mu.Unlock() }

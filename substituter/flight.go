@@ -221,7 +221,11 @@ func (f *flight) follow(ctx context.Context) error {
 			}
 		}
 		if check.Written() == f.v.NarSize() {
-			return check.Finish()
+			err := check.Finish()
+			if err == nil && f.v.NarSize() >= chainLeast {
+				f.all.chains.put(f.v.NarHash(), f.v.NarSize(), check.Chain())
+			}
+			return err
 		}
 		select {
 		case <-changed:

@@ -37,8 +37,9 @@ func (s *Stats) received(src source, n int64) {
 // flights is the set of NARs on their way or just landed, by NarHash: the same NAR may belong to
 // several paths. mu guards byHash; it is taken before a flight's own locks.
 type flights struct {
-	dir          string        // of spool files
-	site         Site          // nil without neighbours
+	dir          string // of spool files
+	site         Site   // nil without neighbours
+	chains       *chains
 	linger       time.Duration // a spool stays that long after its last reader: Nix may come back with a Range
 	finder       *finder
 	stats        *Stats

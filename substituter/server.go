@@ -21,7 +21,7 @@ import (
 
 // Config of a Server. The zero value serves /nix/store from memory alone, with no room for NARs.
 type Config struct {
-	StateDir     string        // narinfos and spooled NARs live below it; "" disables the narinfo cache
+	StateDir     string        // narinfos, chains and spooled NARs live below it; "" disables the narinfo cache
 	StoreDir     string        // default /nix/store
 	Priority     int           // in nix-cache-info; default 30, before the central cache's 40
 	AllowedHosts []string      // further values of the Host header
@@ -53,10 +53,10 @@ func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Up
 	cfg.defaults()
 	s := &Server{cfg: cfg, log: cfg.Log, store: store, keys: keys, ready: make(chan struct{})}
 	s.info = binarycache.Info(cfg.StoreDir, cfg.Priority)
-	narInfos, spools := "", os.TempDir()
+	narInfos, chainDir, spools := "", "", os.TempDir()
 	if cfg.StateDir != "" {
-		narInfos, spools = filepath.Join(cfg.StateDir, "narinfo"), filepath.Join(cfg.StateDir, "spool")
-		for _, dir := range []string{narInfos, spools} {
+		narInfos, chainDir, spools = filepath.Join(cfg.StateDir, "narinfo"), filepath.Join(cfg.StateDir, "chain"), filepath.Join(cfg.StateDir, "spool")
+		for _, dir := range []string{narInfos, chainDir, spools} {
 			if err := os.MkdirAll(dir, 0o700); err != nil {
 				return nil, fmt.Errorf("%w; make the state directory writable or set state_dir", err)
 			}
@@ -73,6 +73,9 @@ func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Up
 	s.finder = &finder{
 		storeDir: cfg.StoreDir, keys: keys, store: store, peers: peers, upstreams: upstreams,
 		disk: newNarInfoCache(narInfos, cfg.Now, cfg.Log), memory: memory, misses: misses, log: cfg.Log, now: cfg.Now, started: cfg.Now(),
+	}
+	if s.flights.chains, err = newChains(chainDir, cfg.Log); err != nil {
+		return nil, err
 	}
 	s.flights.site, s.flights.linger = cfg.Site, cfg.Linger
 	s.flights.dir, s.flights.finder, s.flights.stats = spools, s.finder, &s.Stats
@@ -120,6 +123,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.flights.run(ctx) })
 	g.Go(func() error { return s.finder.disk.run(ctx) })
 	g.Go(func() error { return s.ahead.run(ctx) })
+	g.Go(func() error { return s.flights.chains.run(ctx) })
 	return g.Wait()
 }
 

@@ -120,6 +120,14 @@ func (p busPeer) NarInfo(context.Context, verify.PathDigest) (*verify.NarInfo, e
 	return nil, ErrAbsent
 }
 
+func (p busPeer) Chain(_ context.Context, h verify.StoreHash, narHash verify.Hash, size int64) (verify.Chain, error) {
+	form, err := p.server.LandedChain(h, narHash)
+	if err != nil {
+		return nil, err
+	}
+	return verify.ParseChain(form, size)
+}
+
 func (p busPeer) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, _, from, to int64) (io.ReadCloser, error) {
 	content, err := p.server.Partial(h, narHash)
 	if err != nil {

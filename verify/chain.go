@@ -4,7 +4,6 @@ import (
 	"crypto/sha256"
 	"encoding"
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"hash"
 )
@@ -12,9 +11,6 @@ import (
 // ChunkSize is the length of a NAR's chunks in bytes; the last one is shorter. It is a multiple of
 // SHA-256's block length, so that the hash's state between two chunks is 32 bytes and nothing else.
 const ChunkSize = 1 << 20
-
-// ErrChunk: the chunk does not lead from the claimed state to the proven one.
-var ErrChunk = errors.New("chunk does not fit the chain")
 
 // State is SHA-256's inner state after a whole number of chunks.
 type State [sha256.Size]byte
@@ -39,22 +35,44 @@ func ChunkRange(i int, size int64) (from, to int64) {
 	return from, min(from+ChunkSize, size)
 }
 
-// Bytes is the chain's form on the wire: 32 bytes a state.
-func (c Chain) Bytes() []byte {
-	b := make([]byte, 0, len(c)*sha256.Size)
+// A chain's form on the wire and on disk: a header of 16 bytes (magic, version, log2 of the chunk size,
+// two zeros, the NAR's size as 8 bytes, big-endian) and 32 bytes a state.
+const (
+	chainMagic  = "flch\x01\x14\x00\x00" // version 1, chunks of 2^20 bytes
+	chainHeader = len(chainMagic) + 8
+)
+
+// ChainLen is the length of the chain's form of a NAR of size bytes, 0 if such a NAR has none: it is
+// empty or too large.
+func ChainLen(size int64) int {
+	n := Chunks(size) - 1
+	if size <= 0 || n > MaxChain {
+		return 0
+	}
+	return chainHeader + n*sha256.Size
+}
+
+// Bytes is the form of the chain of a NAR of size bytes.
+func (c Chain) Bytes(size int64) []byte {
+	b := make([]byte, 0, chainHeader+len(c)*sha256.Size)
+	b = binary.BigEndian.AppendUint64(append(b, chainMagic...), uint64(size))
 	for i := range c {
 		b = append(b, c[i][:]...)
 	}
 	return b
 }
 
-// ParseChain reads the chain of a NAR of size bytes.
+// ParseChain reads the chain of a NAR of size bytes. A form of another version, chunk size or NAR gives
+// [ErrMalformed], as does one of the wrong length.
 func ParseChain(b []byte, size int64) (Chain, error) {
-	n := Chunks(size) - 1
-	if size <= 0 || n > MaxChain || len(b) != n*sha256.Size {
+	if n := ChainLen(size); n == 0 || len(b) != n {
 		return nil, fmt.Errorf("chain of %d bytes for a NAR of %d: %w", len(b), size, ErrMalformed)
 	}
-	c := make(Chain, n)
+	if string(b[:len(chainMagic)]) != chainMagic || binary.BigEndian.Uint64(b[len(chainMagic):]) != uint64(size) {
+		return nil, fmt.Errorf("chain: %w: another version or another NAR's", ErrMalformed)
+	}
+	b = b[chainHeader:]
+	c := make(Chain, len(b)/sha256.Size)
 	for i := range c {
 		copy(c[i][:], b[i*sha256.Size:])
 	}
@@ -88,52 +106,6 @@ func (h *ChainHash) Write(p []byte) (int, error) {
 
 // Sum returns the hash of what was written and the chain of its states.
 func (h *ChainHash) Sum() (Hash, Chain) { return Hash(h.sum.Sum(nil)), h.chain }
-
-// Proof checks the chunks of one NAR, last first. Not safe for concurrent use.
-type Proof struct {
-	want  Hash
-	size  int64
-	chain Chain
-	next  int // the chunk to be shown; those after it are proven
-}
-
-// NewProof begins to check chunks against a chain that somebody claims for a NAR of the signed hash and
-// size.
-func NewProof(want Hash, size int64, claim Chain) (*Proof, error) {
-	if size <= 0 || len(claim) != Chunks(size)-1 {
-		return nil, fmt.Errorf("chain of %d states for a NAR of %d bytes: %w", len(claim), size, ErrMalformed)
-	}
-	return &Proof{want: want, size: size, chain: claim, next: len(claim)}, nil
-}
-
-// Next returns the chunk that has to be shown next, -1 when all are proven.
-func (p *Proof) Next() int { return p.next }
-
-// Show checks the bytes of chunk Next. nil proves them and the state before them, and moves on to the
-// chunk before. ErrChunk means that they, or the claimed state before them, are wrong; another sender's
-// bytes may be shown.
-func (p *Proof) Show(chunk []byte) error {
-	from, to := ChunkRange(p.next, p.size)
-	if p.next < 0 || int64(len(chunk)) != to-from {
-		return fmt.Errorf("%d bytes for chunk %d: %w", len(chunk), p.next, ErrChunk)
-	}
-	sum := sha256.New()
-	if p.next > 0 {
-		resume(sum, p.chain[p.next-1], from)
-	}
-	sum.Write(chunk)
-	ok := false
-	if p.next == len(p.chain) {
-		ok = Hash(sum.Sum(nil)) == p.want
-	} else {
-		ok = stateOf(sum) == p.chain[p.next]
-	}
-	if !ok {
-		return fmt.Errorf("chunk %d: %w", p.next, ErrChunk)
-	}
-	p.next--
-	return nil
-}
 
 // Layout of SHA-256's encoding.BinaryMarshaler: Go, crypto/sha256. Magic, state, block, length.
 const (

@@ -31,7 +31,7 @@ func TestAChainProvesEveryChunk(t *testing.T) {
 		if want := Hash(sha256.Sum256(nar)); sum != want {
 			t.Fatalf("size %d: hash %v, want %v", size, sum, want)
 		}
-		wire, err := ParseChain(chain.Bytes(), size)
+		wire, err := ParseChain(chain.Bytes(size), size)
 		if err != nil || !slices.Equal(wire, chain) {
 			t.Fatalf("size %d: %d states came back as %d, %v", size, len(chain), len(wire), err)
 		}
@@ -39,11 +39,18 @@ func TestAChainProvesEveryChunk(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for p.Next() >= 0 {
-			from, to := ChunkRange(p.Next(), size)
-			if err := p.Show(nar[from:to]); err != nil {
-				t.Fatalf("size %d: %v", size, err)
+		for k, i := range rand.Perm(Chunks(size)) {
+			from, to := ChunkRange(i, size)
+			if !p.Fits(i, nar[from:to]) {
+				t.Fatalf("size %d: chunk %d does not fit", size, i)
 			}
+			if p.Proven() == 0 {
+				t.Fatalf("size %d: proven after %d chunks", size, k)
+			}
+			p.Keep(i)
+		}
+		if p.Proven() != 0 {
+			t.Fatalf("size %d: only proven from %d on", size, p.Proven())
 		}
 	}
 }
@@ -94,23 +101,78 @@ func TestNoForgeryIsProven(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for p.Next() >= 0 {
-			i := p.Next()
+		for _, i := range rapid.Permutation([]int{0, 1, 2, 3, 4}).Draw(t, "order") {
 			from, to := ChunkRange(i, size)
-			if err := p.Show(shown[from:to]); err != nil {
-				if !errors.Is(err, ErrChunk) {
-					t.Fatal(err)
-				}
-				if slices.Equal(shown[from:to], nar[from:to]) && (i == 0 || claim[i-1] == chain[i-1]) {
-					t.Fatalf("right chunk %d with a right state is refused", i)
-				}
-				return
+			right := slices.Equal(shown[from:to], nar[from:to])
+			if p.Fits(i, shown[from:to]) {
+				p.Keep(i)
+			} else if right && (i == 0 || claim[i-1] == chain[i-1]) && (i == 4 || claim[i] == chain[i]) {
+				t.Fatalf("right chunk %d between right states is refused", i)
 			}
+		}
+		if p.Proven() == 0 {
+			t.Fatal("a forgery was proven whole")
+		}
+		for i := p.Proven(); i < 5; i++ {
+			from, to := ChunkRange(i, size)
 			if !slices.Equal(shown[from:to], nar[from:to]) || i > 0 && claim[i-1] != chain[i-1] {
 				t.Fatalf("chunk %d is proven but wrong", i)
 			}
 		}
-		t.Fatal("a forgery was proven whole")
+	})
+}
+
+// TestAdoptingProvesNothingNew: what is taken over from another claim or from states in order is never
+// more than what the bytes would have shown.
+func TestAdoptingProvesNothingNew(t *testing.T) {
+	const size = 4*ChunkSize + 1000
+	nar, sum, chain := chained(2, size)
+	other, _, otherChain := chained(3, size)
+	rapid.Check(t, func(t *rapid.T) {
+		mix := func(label string) Chain { // each state right, another NAR's or nonsense
+			c := slices.Clone(chain)
+			for i := range c {
+				switch rapid.IntRange(0, 3).Draw(t, label) {
+				case 0:
+					c[i] = otherChain[i]
+				case 1:
+					c[i][0] ^= 1
+				}
+			}
+			return c
+		}
+		shown := slices.Clone(nar)
+		for i := range 5 {
+			if rapid.Bool().Draw(t, "other") {
+				from, to := ChunkRange(i, size)
+				copy(shown[from:to], other[from:to])
+			}
+		}
+		old, err := NewProof(sum, size, mix("old"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range 5 {
+			from, to := ChunkRange(i, size)
+			if old.Fits(i, shown[from:to]) {
+				old.Keep(i)
+			}
+		}
+		front := rapid.IntRange(0, size).Draw(t, "front")
+		h := NewChainHash()
+		h.Write(shown[:front])
+		_, computed := h.Sum()
+		p, err := NewProof(sum, size, mix("new"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p.Adopt(old, computed)
+		for i := range 5 {
+			from, to := ChunkRange(i, size)
+			if p.Kept(i) && !p.Fits(i, shown[from:to]) {
+				t.Fatalf("chunk %d is kept but does not fit", i)
+			}
+		}
 	})
 }
 
@@ -121,7 +183,7 @@ func TestChainsOfTheWrongLengthAreRefused(t *testing.T) {
 		if _, err := NewProof(sum, size, c); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%d states: %v", len(c), err)
 		}
-		if _, err := ParseChain(c.Bytes(), size); !errors.Is(err, ErrMalformed) {
+		if _, err := ParseChain(c.Bytes(size), size); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%d states: %v", len(c), err)
 		}
 	}
@@ -130,20 +192,38 @@ func TestChainsOfTheWrongLengthAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, chunk := range [][]byte{nil, nar[3*ChunkSize : size-1], append(slices.Clone(nar[3*ChunkSize:]), 0), nar[2*ChunkSize : 3*ChunkSize]} {
-		if err := p.Show(chunk); !errors.Is(err, ErrChunk) {
-			t.Errorf("%d bytes: %v", len(chunk), err)
+		if p.Fits(3, chunk) {
+			t.Errorf("%d bytes fit", len(chunk))
+		}
+	}
+	for _, i := range []int{-1, 4} {
+		if p.Fits(i, nar[:ChunkSize]) {
+			t.Errorf("there is a chunk %d", i)
+		}
+	}
+}
+
+func TestAFormOfAnotherVersionIsNotRead(t *testing.T) {
+	const size = 3*ChunkSize + 5
+	_, _, chain := chained(4, size)
+	for i := range chainHeader {
+		b := chain.Bytes(size)
+		b[i] ^= 2
+		if _, err := ParseChain(b, size); !errors.Is(err, ErrMalformed) {
+			t.Errorf("header byte %d changed: %v", i, err)
 		}
 	}
 }
 
 func FuzzParseChain(f *testing.F) {
 	f.Add([]byte{}, int64(10))
-	f.Add(make([]byte, 64), int64(3*ChunkSize))
-	f.Add(make([]byte, 63), int64(3*ChunkSize))
+	f.Add(Chain{{1}, {2}}.Bytes(3*ChunkSize), int64(3*ChunkSize))
+	f.Add(Chain{{1}}.Bytes(3*ChunkSize), int64(3*ChunkSize))
+	f.Add(Chain{}.Bytes(5), int64(5))
 	f.Add([]byte{1}, int64(-1))
 	f.Fuzz(func(t *testing.T, b []byte, size int64) {
 		c, err := ParseChain(b, size)
-		if err == nil && (len(c) != Chunks(size)-1 || !slices.Equal(c.Bytes(), b)) {
+		if err == nil && (len(c) != Chunks(size)-1 || !slices.Equal(c.Bytes(size), b)) {
 			t.Errorf("%d bytes, size %d: %d states", len(b), size, len(c))
 		}
 	})

@@ -49,6 +49,9 @@ type catalog struct {
 	keys  *verify.Keys
 	// partial serves publicly signed NARs that are on their way; set before peers are served.
 	partial func(verify.StoreHash, verify.Hash) (*substituter.PartialNAR, error)
+	// chains of store paths and of NARs that landed; set likewise.
+	storeChain  func(context.Context, *verify.Verified) ([]byte, error)
+	landedChain func(verify.StoreHash, verify.Hash) ([]byte, error)
 }
 
 func (c *catalog) Keys(reader verify.Scope) []uint64 { return c.store.Keys(reader) }
@@ -114,6 +117,24 @@ func (c *catalog) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Ha
 	return storeContent{n}, nil
 }
 
+func (c *catalog) Chain(ctx context.Context, h verify.StoreHash, narHash verify.Hash, reader verify.Scope) ([]byte, error) {
+	var form []byte
+	var err error
+	if !c.store.Shared(h, reader) {
+		form, err = c.landedChain(h, narHash)
+	} else {
+		v, verr := c.verified(ctx, h, reader)
+		if verr != nil {
+			return nil, verr
+		}
+		if v.NarHash() != narHash {
+			return nil, p2p.ErrAbsent
+		}
+		form, err = c.storeChain(ctx, v)
+	}
+	return form, as(as(err, substituter.ErrAbsent, p2p.ErrAbsent), substituter.ErrBusy, p2p.ErrBusy)
+}
+
 // storeContent is a NAR of the store, which holds nothing open.
 type storeContent struct{ binarycache.Content }
 
@@ -150,6 +171,11 @@ func (n neighbour) NAR(ctx context.Context, h verify.StoreHash, narHash verify.H
 		return nil, as(as(err, p2p.ErrAbsent, substituter.ErrAbsent), p2p.ErrBusy, substituter.ErrBusy)
 	}
 	return body, nil
+}
+
+func (n neighbour) Chain(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size int64) (verify.Chain, error) {
+	chain, err := n.Peer.Chain(ctx, h, narHash, size)
+	return chain, as(as(err, p2p.ErrAbsent, substituter.ErrAbsent), p2p.ErrBusy, substituter.ErrBusy)
 }
 
 // site is the neighbours as the substituter tells them of NARs on their way.

@@ -93,7 +93,7 @@ func newAgent(cfg *config.Config, log *slog.Logger) (*agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.catalog.partial = a.nix.Partial
+	a.catalog.partial, a.catalog.storeChain, a.catalog.landedChain = a.nix.Partial, a.nix.StoreChain, a.nix.LandedChain
 	return a, nil
 }
 
