@@ -129,8 +129,25 @@ func (f *flight) await(ctx context.Context, epoch int, off int64) (int64, error)
 
 // reader is one request's view of a flight; see binarycache.Content.
 type reader struct {
-	f     *flight
-	epoch int
+	f      *flight
+	epoch  int
+	direct *direct // once this machine could not keep the NAR
+}
+
+// await is flight.await, which it goes on without where this machine cannot keep the NAR.
+func (r *reader) await(ctx context.Context, off int64) (end int64, err error) {
+	end, err = r.f.await(ctx, r.epoch, off)
+	if errors.Is(err, errLocal) {
+		r.direct = newDirect(r.f.all, r.f.v)
+		return r.f.v.NarSize(), nil
+	}
+	return end, err
+}
+
+func (r *reader) close() {
+	if r.direct != nil {
+		r.direct.close()
+	}
 }
 
 // Size implements binarycache.Content.
@@ -139,9 +156,16 @@ func (r *reader) Size() int64 { return r.f.v.NarSize() }
 // WriteRange implements binarycache.Content; it waits for bytes that are still on their way.
 func (r *reader) WriteRange(ctx context.Context, w io.Writer, off, length int64) (written int64, err error) {
 	for written < length {
-		end, err := r.f.await(ctx, r.epoch, off+written)
+		if r.direct != nil {
+			n, err := r.direct.WriteRange(ctx, w, off+written, length-written)
+			return written + n, err
+		}
+		end, err := r.await(ctx, off+written)
 		if err != nil {
 			return written, err
+		}
+		if r.direct != nil {
+			continue
 		}
 		r.f.mu.Lock()
 		s := r.f.spool
@@ -167,6 +191,9 @@ func (f *flight) run(ctx context.Context) {
 	f.broadcast()
 	if err != nil {
 		f.untell()
+	}
+	if errors.Is(err, errLocal) {
+		f.spool.drop()
 	}
 	f.mu.Unlock()
 	if err == nil && p.claim.stage != StageNone {
@@ -349,7 +376,7 @@ func (f *flight) keep(l *leg, p []byte) (done bool, err error) {
 		s := f.spool
 		f.mu.Unlock()
 
-		err := s.writeAt(p[:g.len()], g.from)
+		err := f.all.write(s, p[:g.len()], g.from)
 
 		f.mu.Lock()
 		if err != nil {
@@ -390,9 +417,11 @@ func (f *flight) arrived(l *leg, g span) {
 
 // restart begins the NAR anew after its bytes proved wrong, keeping them as evidence.
 func (f *flight) restart(p *plan, cause error) error {
-	fresh, err := newSpool(f.all.dir, f.v.NarSize(), &f.all.memory)
+	f.all.mu.Lock()
+	fresh, err := f.all.newSpool(f.v.NarSize())
+	f.all.mu.Unlock()
 	if err != nil {
-		return err
+		return fmt.Errorf("%w: %w", errLocal, err)
 	}
 	f.mu.Lock()
 	bad := failedTry{f.spool, f.parts, cause}

@@ -2,12 +2,15 @@ package substituter
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/flurry-nix/flurry/verify"
 )
@@ -38,14 +41,16 @@ func (s *Stats) received(src source, n int64) {
 // several paths. mu guards byHash; it is taken before a flight's own locks.
 type flights struct {
 	dir          string // of spool files
-	site         Site   // nil without neighbours
+	create       func(dir string) (spoolFile, error)
+	site         Site // nil without neighbours
 	chains       *chains
 	linger       time.Duration // a spool stays that long after its last reader: Nix may come back with a Range
 	finder       *finder
 	stats        *Stats
 	log          *slog.Logger
 	now          func() time.Time
-	memory       atomic.Int64 // bytes that spools may still hold in memory
+	room         room // for spools
+	noRoom       rate.Sometimes
 	upstreamRate atomic.Int64 // NAR bytes per second that the central caches lately gave, 0 unknown
 	distrust     sync.Map     // upstream URL → time.Time until which it is asked last
 	keep         int64        // bytes of landed spools kept for latecomers
@@ -95,7 +100,7 @@ func (a *flights) join(v *verify.Verified) (*flight, *reader, error) {
 	f.readers++
 	f.asked = true
 	a.nudge()
-	return f, &reader{f, f.epoch}, nil
+	return f, &reader{f: f, epoch: f.epoch}, nil
 }
 
 // prefetch starts a flight that nobody reads yet.
@@ -116,7 +121,7 @@ func (a *flights) open(v *verify.Verified) (*flight, error) {
 	if err := a.ctx.Err(); err != nil {
 		return nil, err
 	}
-	s, err := newSpool(a.dir, v.NarSize(), &a.memory)
+	s, err := a.newSpool(v.NarSize())
 	if err != nil {
 		return nil, err
 	}
@@ -131,6 +136,54 @@ func (a *flights) open(v *verify.Verified) (*flight, error) {
 	}
 	a.wg.Go(func() { f.run(a.ctx) })
 	return f, nil
+}
+
+// newSpool makes room for size bytes, if need be at the cost of landed NARs, those first that were not
+// asked for the longest time; mu is held.
+func (a *flights) newSpool(size int64) (*spool, error) {
+	for {
+		s, err := newSpool(func() (spoolFile, error) { return a.create(a.dir) }, size, &a.room)
+		if !errors.Is(err, errNoRoom) || !a.dropOldest() {
+			return s, err
+		}
+	}
+}
+
+// dropOldest drops the landed flight that was not used for the longest time; mu is held. It returns false
+// if there is none.
+func (a *flights) dropOldest() bool {
+	var oldest *flight
+	for _, f := range a.byHash {
+		f.mu.Lock()
+		if f.done && f.readers == 0 && f.spool.file != nil && (oldest == nil || f.idle.Before(oldest.idle)) {
+			oldest = f
+		}
+		f.mu.Unlock()
+	}
+	if oldest == nil {
+		return false
+	}
+	delete(a.byHash, oldest.v.NarHash())
+	oldest.mu.Lock()
+	oldest.free()
+	oldest.mu.Unlock()
+	return true
+}
+
+// write stores what a leg brought; on a full disk landed NARs make room.
+func (a *flights) write(s *spool, p []byte, off int64) error {
+	for {
+		err := s.writeAt(p, off)
+		if !errors.Is(err, errNoRoom) {
+			return err
+		}
+		a.mu.Lock()
+		dropped := a.dropOldest()
+		a.mu.Unlock()
+		if !dropped {
+			return err
+		}
+	}
 }
 
 // usable tells whether more readers may join.
@@ -250,6 +303,10 @@ func (a *flights) landed(f *flight, parts []part, err error, took time.Duration)
 	log := a.log.With("bytes", f.v.NarSize(), "ms", took.Milliseconds())
 	if f.v.Scope() == verify.ScopePublic {
 		log = log.With("path", f.v.Path().Base())
+	}
+	if errors.Is(err, errLocal) {
+		log.Info("NAR could not be collected", "err", err)
+		return
 	}
 	if err != nil {
 		if a.ctx.Err() == nil {

@@ -7,8 +7,11 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/flurry-nix/flurry/verify"
 )
@@ -24,6 +27,8 @@ const (
 	touchAfter   = 24 * time.Hour // refresh a used entry's age at most that often
 	janitorEvery = 6 * time.Hour
 	writeQueue   = 1024 // narinfos waiting for the disk; more are not cached
+	sweepWrites  = 4096 // after so many the cache is looked at before its time
+	blockSize    = 4096 // bytes that a small file takes on most disks
 )
 
 const (
@@ -39,6 +44,8 @@ type narInfoCache struct {
 	log   *slog.Logger
 	queue chan cacheWrite
 	now   func() time.Time
+	most  int64 // bytes on disk; beyond, what was not used for the longest time goes
+	full  rate.Sometimes
 }
 
 type cacheWrite struct {
@@ -46,8 +53,8 @@ type cacheWrite struct {
 	text string
 }
 
-func newNarInfoCache(dir string, now func() time.Time, log *slog.Logger) *narInfoCache {
-	return &narInfoCache{dir: dir, log: log, now: now, queue: make(chan cacheWrite, writeQueue)}
+func newNarInfoCache(dir string, most int64, now func() time.Time, log *slog.Logger) *narInfoCache {
+	return &narInfoCache{dir: dir, most: most, log: log, now: now, queue: make(chan cacheWrite, writeQueue), full: rate.Sometimes{Interval: time.Minute}}
 }
 
 func (c *narInfoCache) file(h verify.StoreHash) string {
@@ -127,7 +134,10 @@ func (c *narInfoCache) run(ctx context.Context) error {
 	c.sweep(ctx)
 	tick := time.NewTicker(janitorEvery)
 	defer tick.Stop()
-	for {
+	for written := 1; ; written++ {
+		if written%sweepWrites == 0 {
+			c.sweep(ctx)
+		}
 		select {
 		case w := <-c.queue:
 			c.write(w)
@@ -160,15 +170,31 @@ func (c *narInfoCache) write(w cacheWrite) {
 		err = os.Rename(tmp, file)
 	}
 	if err != nil {
-		c.log.Warn("a narinfo could not be cached; is the state directory's disk full?", "err", err)
+		os.Remove(tmp) // a part of it may be there
+		c.full.Do(func() {
+			c.log.Warn("narinfos cannot be cached: make room for the state directory, or make it writable", "err", err)
+		})
 	}
 }
 
-// sweep removes entries that are too old.
+// sweep removes entries that are too old and, while there are too many, those whose use lies back
+// furthest, to a day.
 func (c *narInfoCache) sweep(ctx context.Context) {
+	var kept []time.Duration // ages
 	c.remove(ctx, func(age time.Duration, absent bool) bool {
-		return age > keepPositive || absent && age > keepNegative
+		old := age > keepPositive || absent && age > keepNegative
+		if !old {
+			kept = append(kept, age)
+		}
+		return old
 	})
+	most := int(c.most / blockSize)
+	if len(kept) <= most {
+		return
+	}
+	slices.Sort(kept)
+	limit := kept[most*7/8] // some more than need be, so that the next entry is not the next sweep
+	c.remove(ctx, func(age time.Duration, _ bool) bool { return age >= limit })
 }
 
 // clear forgets the negative entries, or all of them, and counts them.

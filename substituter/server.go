@@ -26,12 +26,15 @@ type Config struct {
 	Priority     int           // in nix-cache-info; default 30, before the central cache's 40
 	AllowedHosts []string      // further values of the Host header
 	MaxBuffer    int64         // bytes of memory for NARs on their way; the rest is in files; default 32 MiB
-	CacheSize    int64         // bytes of landed NARs kept for latecomers; default 1 GiB
+	CacheSize    int64         // bytes on disk, for NARs on their way or kept for latecomers and for narinfos; default 1 GiB
 	Linger       time.Duration // how long a landed NAR stays after its last reader; default 1 minute
 	Site         Site          // neighbours to share downloads with; nil for none
 	Log          *slog.Logger
 	Now          func() time.Time // nil means time.Now
 }
+
+// narInfoShare is which part of the cache's size narinfos get: one of so many.
+const narInfoShare = 8
 
 // Server answers Nix. Make it with New, let it work with Run, mount it with Handler.
 type Server struct {
@@ -72,7 +75,7 @@ func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Up
 	}
 	s.finder = &finder{
 		storeDir: cfg.StoreDir, keys: keys, store: store, peers: peers, upstreams: upstreams,
-		disk: newNarInfoCache(narInfos, cfg.Now, cfg.Log), memory: memory, misses: misses, log: cfg.Log, now: cfg.Now, started: cfg.Now(),
+		disk: newNarInfoCache(narInfos, cfg.CacheSize/narInfoShare, cfg.Now, cfg.Log), memory: memory, misses: misses, log: cfg.Log, now: cfg.Now, started: cfg.Now(),
 	}
 	if s.flights.chains, err = newChains(chainDir, cfg.Log); err != nil {
 		return nil, err
@@ -80,7 +83,10 @@ func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Up
 	s.flights.site, s.flights.linger = cfg.Site, cfg.Linger
 	s.flights.dir, s.flights.finder, s.flights.stats = spools, s.finder, &s.Stats
 	s.flights.log, s.flights.now, s.flights.keep = cfg.Log, cfg.Now, cfg.CacheSize
-	s.flights.memory.Store(cfg.MaxBuffer)
+	s.flights.create = createSpoolFile
+	s.flights.room.memory.Store(cfg.MaxBuffer)
+	s.flights.room.disk.Store(cfg.CacheSize - cfg.CacheSize/narInfoShare)
+	s.flights.noRoom.Interval = time.Minute
 	s.flights.byHash, s.flights.changed = map[verify.Hash]*flight{}, make(chan struct{}, 1)
 	if s.ahead, err = newAhead(s.finder, &s.flights, store); err != nil {
 		return nil, err
@@ -269,13 +275,13 @@ func (s *Server) narFromFlight(w http.ResponseWriter, r *http.Request, got *foun
 	s.ahead.wanted(got)
 	f, content, err := s.flights.join(got.v)
 	if err != nil {
-		s.log.Error("a NAR could not be fetched", "err", err)
-		binarycache.NotFound(w)
+		s.narDirect(w, r, got, err)
 		return
 	}
 	defer s.flights.leave(f)
+	defer content.close()
 	// Without a byte in hand a quick 404 is the cheapest failure: Nix asks its next substituter.
-	if _, err := f.await(r.Context(), content.epoch, 0); err != nil {
+	if _, err := content.await(r.Context(), 0); err != nil {
 		if r.Context().Err() == nil {
 			s.finder.forget(got.v.Path().Hash())
 		}
@@ -283,6 +289,28 @@ func (s *Server) narFromFlight(w http.ResponseWriter, r *http.Request, got *foun
 		return
 	}
 	binarycache.ServeNAR(w, r, binarycache.Counted(content, s.Stats.ToNix.Add), 0, func(err error) {
+		s.log.Warn("a NAR broke off; Nix will ask again", "err", err)
+	})
+	s.Stats.Served.Add(1)
+}
+
+// narDirect serves a NAR that could not be collected for want of room.
+func (s *Server) narDirect(w http.ResponseWriter, r *http.Request, got *found, cause error) {
+	s.log.Debug("a NAR could not be collected", "err", cause)
+	content := newDirect(&s.flights, got.v)
+	defer content.close()
+	ok := false
+	for _, up := range s.finder.upstreams { // a quick 404 needs to be sure that nobody has it
+		if ok = content.seek(r.Context(), upstreamSource{up, &s.flights}, 0) == nil; ok {
+			break
+		}
+	}
+	if !ok {
+		binarycache.NotFound(w)
+		return
+	}
+	binarycache.ServeNAR(w, r, binarycache.Counted(content, s.Stats.ToNix.Add), 0, func(err error) {
+		s.Stats.Failed.Add(1)
 		s.log.Warn("a NAR broke off; Nix will ask again", "err", err)
 	})
 	s.Stats.Served.Add(1)

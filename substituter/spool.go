@@ -1,10 +1,12 @@
 package substituter
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
 	"sync/atomic"
+	"syscall"
 )
 
 // memorySpool is the largest NAR that is collected in memory, bytes.
@@ -13,25 +15,65 @@ const memorySpool = 4 << 20
 // spool collects the bytes of one NAR, in memory or in a file. Bytes once written do not change, so
 // readers of the written part need no lock against the writer of the rest.
 type spool struct {
-	mem    []byte
-	file   *os.File
-	budget *atomic.Int64 // memory left for all spools
+	mem  []byte
+	file spoolFile
+	size int64 // bytes
+	left *room // for all spools
 }
 
-// newSpool makes room for size bytes, which a key signed. budget is what memory all spools may still
-// use; when it is short, or the NAR is large, the bytes go to an unnamed file in dir.
-func newSpool(dir string, size int64, budget *atomic.Int64) (*spool, error) {
-	if size <= memorySpool {
-		if budget.Add(-size) >= 0 {
-			return &spool{mem: make([]byte, size), budget: budget}, nil
+// spoolFile is a file of the spool directory; tests have some that fail.
+type spoolFile interface {
+	io.WriterAt
+	io.ReaderAt
+	io.Closer
+	Name() string
+	Truncate(size int64) error
+}
+
+func createSpoolFile(dir string) (spoolFile, error) { return os.CreateTemp(dir, "nar-*") }
+
+// room is what all spools may still take together, in bytes.
+type room struct{ memory, disk atomic.Int64 }
+
+// errNoRoom: what spools may take is taken, or the disk is full.
+var errNoRoom = errors.New("no room for a NAR; free disk space or raise limits.cache_size")
+
+func take(from *atomic.Int64, n int64) bool {
+	if from.Add(-n) >= 0 {
+		return true
+	}
+	from.Add(n)
+	return false
+}
+
+// newSpool makes room for size bytes, which a key signed. Small NARs are collected in memory while there
+// is some left, others in a file; where no file can be had, larger ones in memory, too.
+func newSpool(create func() (spoolFile, error), size int64, left *room) (*spool, error) {
+	inMemory := func() *spool { return &spool{mem: make([]byte, size), size: size, left: left} }
+	if size <= memorySpool && take(&left.memory, size) {
+		return inMemory(), nil
+	}
+	err := errNoRoom
+	if take(&left.disk, size) {
+		var f spoolFile
+		if f, err = create(); err == nil {
+			return &spool{file: f, size: size, left: left}, nil
 		}
-		budget.Add(size)
+		left.disk.Add(size)
+		err = diskError(err)
 	}
-	f, err := os.CreateTemp(dir, "nar-*")
-	if err != nil {
-		return nil, fmt.Errorf("spool a NAR: %w; make room or set limits.cache_size", err)
+	if size > memorySpool && take(&left.memory, size) {
+		return inMemory(), nil
 	}
-	return &spool{file: f}, nil
+	return nil, err
+}
+
+// diskError tells a full disk from other trouble.
+func diskError(err error) error {
+	if errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT) {
+		return fmt.Errorf("%w: %w", errNoRoom, err)
+	}
+	return fmt.Errorf("spool a NAR: %w; make the state directory writable", err)
 }
 
 // writeAt stores p at off.
@@ -41,7 +83,7 @@ func (s *spool) writeAt(p []byte, off int64) error {
 		return nil
 	}
 	if _, err := s.file.WriteAt(p, off); err != nil {
-		return fmt.Errorf("spool a NAR: %w; make room or set limits.cache_size", err)
+		return diskError(err)
 	}
 	return nil
 }
@@ -86,13 +128,21 @@ func (s *spool) writeTo(w io.Writer, off, n int64) (int64, error) {
 	return io.Copy(w, io.LimitReader(f, n))
 }
 
+// drop gives a file's place on the disk back before its readers are gone: they find it short.
+func (s *spool) drop() {
+	if s.file != nil {
+		s.file.Truncate(0)
+	}
+}
+
 // close gives the room back. Readers must be gone.
 func (s *spool) close() {
 	if s.mem != nil {
-		s.budget.Add(int64(len(s.mem)))
+		s.left.memory.Add(s.size)
 		s.mem = nil
 		return
 	}
+	s.left.disk.Add(s.size)
 	os.Remove(s.file.Name())
 	s.file.Close()
 }

@@ -33,6 +33,7 @@ type agentConfig struct {
 	toml      string   // more of the configuration file
 	listen    string   // of the substituter, "" is the default
 	asRoot    bool
+	disk      string // size of a disk of its own for its state, as tmpfs takes it; "" is the machine's
 }
 
 // agent is a running `flurry agent`.
@@ -56,6 +57,13 @@ func (m *machine) startAgent(cfg agentConfig) *agent {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
 			m.lab.t.Fatal(err)
 		}
+	}
+	if cfg.disk != "" {
+		state := filepath.Join(dir, "state")
+		if out, err := exec.Command("mount", "-t", "tmpfs", "-o", "size="+cfg.disk, "flurry-state", state).CombinedOutput(); err != nil {
+			m.lab.t.Fatalf("mount: %v: %s", err, out)
+		}
+		m.lab.t.Cleanup(func() { exec.Command("umount", "-l", state).Run() })
 	}
 	if err := os.Chmod(dir, 0o755); err != nil {
 		m.lab.t.Fatal(err)
