@@ -97,6 +97,9 @@ func (d *dialer) found(f discovery.Found) {
 	}
 	d.hints[key] = n
 	d.kick()
+	if d.h.cfg.Internet != nil && id != "" && d.h.isConnected(id) {
+		d.h.tasks.run(func() { d.h.settle(id) }) // a remote may have become a neighbour
+	}
 }
 
 func (d *dialer) kick() {
@@ -140,6 +143,18 @@ func (d *dialer) knows(id peer.ID) bool {
 	defer d.mu.Unlock()
 	for _, n := range d.hints {
 		if n.id == id {
+			return true
+		}
+	}
+	return false
+}
+
+// knowsNear tells whether a mechanism of this site, or the operator, named the peer.
+func (d *dialer) knowsNear(id peer.ID) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, n := range d.hints {
+		if n.id == id && n.Via != discovery.ViaDHT {
 			return true
 		}
 	}
@@ -279,6 +294,8 @@ func (h *Host) whoIs(ctx context.Context, addrs []ma.Multiaddr) (peer.ID, error)
 	if err != nil {
 		return "", err
 	}
+	h.remotes.asking.Store(nobody, nil)
+	defer h.remotes.asking.Delete(nobody)
 	defer h.host.Peerstore().ClearAddrs(nobody)
 	err = h.host.Connect(ctx, peer.AddrInfo{ID: nobody, Addrs: addrs})
 	var mismatch sec.ErrPeerIDMismatch

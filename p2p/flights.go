@@ -110,7 +110,7 @@ func (h *Host) News(d verify.PathDigest) <-chan struct{} {
 	return ch
 }
 
-// Neighbours returns how many peers are connected.
+// Neighbours returns how many neighbours are connected.
 func (h *Host) Neighbours() int { return len(h.peers.connected()) }
 
 // Spread is about how long it takes until what is told here was answered by all neighbours: twice the
@@ -287,7 +287,7 @@ func (h *Host) tellFlightsOnce(ctx context.Context, p *Peer) error {
 func (h *Host) hearFlights(s network.Stream) {
 	defer s.Reset()
 	p := h.peers.get(s.Conn().RemotePeer())
-	if p == nil || p.hearing.Swap(true) {
+	if p == nil || !h.befriend(p) || p.far.Load() || p.hearing.Swap(true) {
 		return // one stream from a peer at a time
 	}
 	defer p.hearing.Store(false)

@@ -19,7 +19,7 @@ import (
 // gater refuses connections before any stream: banned peers by identity, whatever address they come
 // from, and strangers from networks that are not to be shared with. mu guards static.
 type gater struct {
-	peers    *peerTable
+	h        *Host
 	networks []netip.Prefix // nil: everywhere
 	refused  atomic.Int64   // connections
 
@@ -35,8 +35,8 @@ type staticPeer struct {
 
 var _ connmgr.ConnectionGater = (*gater)(nil)
 
-func newGater(peers *peerTable, networks []netip.Prefix) *gater {
-	return &gater{peers: peers, networks: slices.Clone(networks), static: map[string]staticPeer{}}
+func newGater(h *Host) *gater {
+	return &gater{h: h, networks: slices.Clone(h.cfg.Networks), static: map[string]staticPeer{}}
 }
 
 // learn notes where and who a static peer is.
@@ -91,10 +91,15 @@ func (g *gater) inside(a ma.Multiaddr) (ip netip.Addr, ok bool) {
 	if !known {
 		return ip, false
 	}
-	if ip.IsLoopback() {
-		return ip, true
+	return ip, g.near(ip) || g.h.cfg.Internet != nil && g.h.remotes.public(ip)
+}
+
+// near tells whether the address is of the networks in which peers are neighbours.
+func (g *gater) near(ip netip.Addr) bool {
+	if g.networks == nil {
+		return !g.h.remotes.public(ip)
 	}
-	return ip, slices.ContainsFunc(g.networks, func(n netip.Prefix) bool { return n.Contains(ip) })
+	return ip.IsLoopback() || slices.ContainsFunc(g.networks, func(n netip.Prefix) bool { return n.Contains(ip) })
 }
 
 // welcome tells whether a connection between us and an address is wanted. id is "" before the handshake.
@@ -117,14 +122,30 @@ func (g *gater) expectsRoamers() bool {
 }
 
 func (g *gater) allowed(id peer.ID) bool {
-	p := g.peers.lookup(id)
+	p := g.h.peers.lookup(id)
 	return p == nil || !p.Banned()
 }
 
 func (g *gater) InterceptPeerDial(id peer.ID) bool { return g.allowed(id) }
 
 // InterceptAddrDial also keeps us from addresses that a peer, asked who it is, merely names.
-func (g *gater) InterceptAddrDial(id peer.ID, a ma.Multiaddr) bool { return g.welcome(id, a) }
+func (g *gater) InterceptAddrDial(id peer.ID, a ma.Multiaddr) bool {
+	return g.welcome(id, a) && !g.foreign(id, a)
+}
+
+// foreign tells whether a is an address of this site that somebody on the internet named: nobody there
+// chooses whom we dial here.
+func (g *gater) foreign(id peer.ID, a ma.Multiaddr) bool {
+	if g.h.cfg.Internet == nil {
+		return false
+	}
+	ip, ok := ipOf(a)
+	if !ok || g.h.remotes.public(ip) {
+		return false
+	}
+	_, asking := g.h.remotes.asking.Load(id)
+	return !asking && !g.h.dialer.knowsNear(id)
+}
 
 func (g *gater) InterceptAccept(c network.ConnMultiaddrs) bool {
 	return g.count(g.welcome("", c.RemoteMultiaddr()) || g.expectsRoamers())

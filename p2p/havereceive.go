@@ -32,7 +32,7 @@ var errTooMuch = errors.New("more have-set traffic than any store causes")
 func (h *Host) receiveHave(s network.Stream) {
 	defer s.Reset()
 	p := h.peers.get(s.Conn().RemotePeer())
-	if p == nil {
+	if p == nil || !h.befriend(p) {
 		return
 	}
 	p.mu.Lock()

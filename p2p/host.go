@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,6 +53,9 @@ type Config struct {
 	// Upload and Download bound the NAR bytes per second to and from all peers; 0 means unlimited.
 	Upload, Download int64
 
+	// Internet is nil for a host that stays within its site.
+	Internet *Internet
+
 	// StandingFile remembers over restarts who sent wrong bytes and who did well; "" means in memory only.
 	StandingFile string
 	// Secret is the group's, from [LoadSecret]; nil means that no peer is of the group.
@@ -85,7 +90,8 @@ type Host struct {
 	talk      *rate.Limiter // of log lines that strangers can cause
 	sent      atomic.Int64  // NAR bytes to all peers
 	chains    atomic.Int32  // that peers wait for
-	paused    atomic.Bool   // no sharing: every request is a miss and the have-set empty
+	remotes   remotes
+	paused    atomic.Bool // no sharing: every request is a miss and the have-set empty
 
 	tasks    tasks
 	running  atomic.Pointer[context.Context] // of Run; nil before
@@ -103,8 +109,13 @@ func New(cfg Config, id *Identity, catalog Catalog) (*Host, error) {
 	if h.now == nil {
 		h.now = time.Now
 	}
+	h.remotes.public = isPublicIP
+	if cfg.Internet != nil && cfg.Internet.Public != nil {
+		h.remotes.public = cfg.Internet.Public
+	}
 	h.peers = peerTable{host: h, byID: map[peer.ID]*Peer{}}
-	h.gater = newGater(&h.peers, cfg.Networks)
+	h.gater = newGater(h)
+	h.dialer = newDialer(h)
 	h.memory = haveMemory{host: h, most: haveMemoryMost}
 	h.standing = newStanding(h, cfg.StandingFile)
 	h.standing.load()
@@ -119,7 +130,6 @@ func New(cfg Config, id *Identity, catalog Catalog) (*Host, error) {
 	if err := h.open(id); err != nil {
 		return nil, err
 	}
-	h.dialer = newDialer(h)
 	h.client = newClient(h)
 	if err := h.handleStreams(); err != nil {
 		h.host.Close()
@@ -146,7 +156,13 @@ func (h *Host) open(id *Identity) error {
 		manager.Close()
 		return fmt.Errorf("peers: %w", err)
 	}
-	h.host, err = libp2p.New(
+	beyond, err := h.internetOptions()
+	if err != nil {
+		manager.Close()
+		resources.Close()
+		return err
+	}
+	h.host, err = libp2p.New(append(beyond,
 		libp2p.Identity(id.key),
 		libp2p.Transport(newLinkTCP),
 		libp2p.Transport(libp2pquic.NewTransport),
@@ -156,9 +172,8 @@ func (h *Host) open(id *Identity) error {
 		libp2p.ConnectionGater(h.gater),
 		libp2p.SwarmOpts(swarm.WithDialRanker(rankDials)),
 		libp2p.UserAgent(h.cfg.UserAgent),
-		libp2p.DisableRelay(),
 		libp2p.DisableMetrics(),
-	)
+	)...)
 	if err != nil {
 		manager.Close()
 		resources.Close()
@@ -199,7 +214,13 @@ func (h *Host) ID() string { return h.host.ID().String() }
 // Addrs returns the addresses that peers can dial, as multiaddrs with the peer id.
 func (h *Host) Addrs() []string {
 	var out []string
-	for _, a := range h.host.Addrs() {
+	list := h.host.Addrs()
+	if listening, err := h.host.Network().InterfaceListenAddresses(); err == nil && h.cfg.Internet != nil {
+		list = listening // Addrs leaves out what only this site can dial
+		list = append(list, h.announced(nil)(h.host.Addrs())...)
+	}
+	slices.SortFunc(list, func(a, b ma.Multiaddr) int { return strings.Compare(a.String(), b.String()) })
+	for _, a := range slices.CompactFunc(list, ma.Multiaddr.Equal) {
 		out = append(out, a.String()+"/p2p/"+h.ID())
 	}
 	return out
@@ -230,6 +251,7 @@ func (h *Host) Run(ctx context.Context, finders ...discovery.Finder) error {
 	g.Go(func() error { return h.dialer.run(gctx) })
 	g.Go(func() error { return h.watchLiveness(gctx) })
 	g.Go(func() error { return h.watchAddresses(gctx) })
+	g.Go(func() error { return h.watchReachability(gctx) })
 	g.Go(func() error { return h.standing.run(gctx) })
 	for _, f := range finders {
 		g.Go(func() error { return f.Run(gctx, h.dialer.found) })

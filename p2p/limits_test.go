@@ -335,7 +335,8 @@ func TestGarbageIsNotAnswered(t *testing.T) {
 
 func TestPeersOutsideTheNetworksAreRefusedUnlessStatic(t *testing.T) {
 	h := bareHost(nil)
-	g := newGater(&h.peers, []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fe80::/10")})
+	h.cfg.Networks = []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("fe80::/10")}
+	g := newGater(h)
 	h.dialer = &dialer{}
 	at := func(s string) ma.Multiaddr { return ma.StringCast(s) }
 	for s, want := range map[string]bool{
@@ -359,7 +360,8 @@ func TestPeersOutsideTheNetworksAreRefusedUnlessStatic(t *testing.T) {
 	if !g.InterceptAddrDial("friend", at("/ip4/192.0.2.2/tcp/6491")) || g.InterceptAddrDial("somebody", at("/ip4/192.0.2.1/tcp/6491")) {
 		t.Error("a static peer's identity")
 	}
-	if everywhere := newGater(&h.peers, nil); !everywhere.InterceptAddrDial("somebody", at("/ip4/192.0.2.1/tcp/6491")) {
+	h.cfg.Networks = nil
+	if everywhere := newGater(h); !everywhere.InterceptAddrDial("somebody", at("/ip4/192.0.2.1/tcp/6491")) {
 		t.Error("without networks somebody is refused")
 	}
 }

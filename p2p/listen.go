@@ -23,7 +23,8 @@ func (h *Host) openStream(ctx context.Context, _, addr string) (net.Conn, error)
 	if err != nil {
 		return nil, err
 	}
-	c, err := gostream.Dial(network.WithNoDial(ctx, "peers are dialled elsewhere"), h.host, id, protoHTTP)
+	ctx = network.WithAllowLimitedConn(network.WithNoDial(ctx, "peers are dialled elsewhere"), "nar")
+	c, err := gostream.Dial(ctx, h.host, id, protoHTTP)
 	if err != nil {
 		return nil, err
 	}

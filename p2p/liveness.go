@@ -2,6 +2,7 @@ package p2p
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/event"
@@ -78,7 +79,7 @@ func (h *Host) recheck(ctx context.Context) {
 func (h *Host) pingAll(ctx context.Context, patience time.Duration) {
 	var g errgroup.Group
 	g.SetLimit(pingsAtOnce)
-	for _, p := range h.peers.connected() {
+	for _, p := range slices.Concat(h.peers.connected(), load(&h.peers.distant)) {
 		g.Go(func() error { h.pingPeer(ctx, p, patience); return nil })
 	}
 	g.Wait()

@@ -48,6 +48,8 @@ type Peer struct {
 	sending     atomic.Int32 // NARs that are on their way to it
 	chains      atomic.Int32 // chains that it waits for
 	hearing     atomic.Bool  // a stream of its announcements is open
+	far         atomic.Bool  // of the internet: a source beside the central cache, not before it
+	courting    atomic.Bool  // it is a neighbour because it told us what it has
 	checking    atomic.Bool  // a ping is deciding whether it is alive
 
 	life   sync.Mutex // one change between connected and not at a time; taken before mu
@@ -56,6 +58,7 @@ type Peer struct {
 	mu           sync.Mutex
 	via          string
 	connectedAt  time.Time          // zero: not connected
+	remote       bool               // connected, but no neighbour; see Internet
 	session      context.Context    // of what runs for as long as it is connected
 	refreshed    time.Time          // when a change of its connections last made us begin anew
 	endSession   context.CancelFunc // stops what runs for as long as it is connected

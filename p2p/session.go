@@ -38,13 +38,18 @@ func (h *Host) settlePeer(ctx context.Context, p *Peer) bool {
 	defer p.life.Unlock()
 	is := h.host.Network().Connectedness(p.id) == network.Connected
 	p.mu.Lock()
-	was := !p.connectedAt.IsZero()
+	was, remote := !p.connectedAt.IsZero(), p.remote
 	p.mu.Unlock()
 	switch {
+	case is && was && (remote && h.neighbour(p) || p.far.Load() && h.dialer.knowsNear(p.id)):
+		h.left(p) // it comes nearer
+		return h.arrived(ctx, p)
 	case is && !was:
 		return h.arrived(ctx, p)
 	case !is && was:
 		h.left(p)
+	case !is:
+		h.unfriend(p)
 	case is && was:
 		h.refresh(p)
 	}
@@ -54,15 +59,23 @@ func (h *Host) settlePeer(ctx context.Context, p *Peer) bool {
 // arrived starts what runs while p is connected. p.life is held.
 func (h *Host) arrived(ctx context.Context, p *Peer) bool {
 	session, end := context.WithCancel(ctx)
+	if !h.neighbour(p) {
+		p.mu.Lock()
+		p.connectedAt, p.session, p.endSession, p.remote = h.now(), session, end, true
+		p.via = string(discovery.ViaDHT)
+		p.mu.Unlock()
+		return true
+	}
 	p.mu.Lock()
 	via := p.via
 	p.mu.Unlock()
 	via = h.dialer.viaOf(p.id, via)
 	p.mu.Lock()
-	p.connectedAt, p.session, p.endSession = h.now(), session, end
+	p.connectedAt, p.session, p.endSession, p.remote = h.now(), session, end, false
 	p.via = via
 	static := via == string(discovery.ViaStatic)
 	p.mu.Unlock()
+	p.far.Store(via == string(discovery.ViaDHT))
 	if !h.peers.setConnected(p, true) {
 		end()
 		p.mu.Lock()
@@ -78,7 +91,9 @@ func (h *Host) arrived(ctx context.Context, p *Peer) bool {
 	}
 	h.tasks.run(func() { h.proveGroup(session, p) })
 	h.tasks.run(func() { h.sendHave(session, p) })
-	h.tasks.run(func() { h.tellFlights(session, p) })
+	if !p.far.Load() {
+		h.tasks.run(func() { h.tellFlights(session, p) })
+	}
 	h.tasks.run(func() { h.pingPeer(session, p, pingPatience) }) // its first round trip ranks it
 	return true
 }
@@ -88,7 +103,7 @@ func (h *Host) arrived(ctx context.Context, p *Peer) bool {
 func (h *Host) refresh(p *Peer) {
 	p.mu.Lock()
 	session, resend := p.session, p.resend
-	soon := h.now().Sub(p.refreshed) < refreshLeast
+	soon := p.remote || h.now().Sub(p.refreshed) < refreshLeast
 	if !soon {
 		p.refreshed = h.now()
 	}
@@ -105,10 +120,14 @@ func (h *Host) refresh(p *Peer) {
 // left forgets what p said it has. p.life is held.
 func (h *Host) left(p *Peer) {
 	p.mu.Lock()
-	end, lasted := p.endSession, h.now().Sub(p.connectedAt)
-	p.connectedAt, p.endSession, p.group, p.rttMeasured = time.Time{}, nil, false, false
+	end, lasted, remote := p.endSession, h.now().Sub(p.connectedAt), p.remote
+	p.connectedAt, p.endSession, p.group, p.rttMeasured, p.remote = time.Time{}, nil, false, false, false
 	p.mu.Unlock()
 	end()
+	if remote {
+		return
+	}
+	h.unfriend(p)
 	h.peers.setConnected(p, false)
 	if stream := p.swapHave(nil); stream != nil {
 		stream.Reset()

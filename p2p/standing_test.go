@@ -95,7 +95,7 @@ func TestABanOutlivesTheProcessAndEnds(t *testing.T) {
 	if g := later.peers.lookup(good.id); g == nil || g.good != 7 {
 		t.Fatal("a good record is forgotten")
 	}
-	if newGater(&later.peers, nil).InterceptSecured(0, id.id, nil) {
+	if newGater(later).InterceptSecured(0, id.id, nil) {
 		t.Error("a banned peer may connect")
 	}
 	now = now.Add(banTime)

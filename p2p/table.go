@@ -22,7 +22,8 @@ type peerTable struct {
 	mu   sync.RWMutex
 	byID map[peer.ID]*Peer
 
-	online atomic.Pointer[[]*Peer] // written under mu
+	online  atomic.Pointer[[]*Peer] // neighbours; written under mu
+	distant atomic.Pointer[[]*Peer] // agents of the internet that tell us what they have; likewise
 }
 
 // lookup returns the peer's record or nil.
@@ -86,23 +87,21 @@ func (t *peerTable) setConnected(p *Peer, on bool) bool {
 	if on && t.byID[p.id] != p {
 		return false
 	}
-	old := t.connected()
-	list := make([]*Peer, 0, len(old)+1)
-	for _, q := range old {
-		if q != p {
-			list = append(list, q)
+	for _, list := range []*atomic.Pointer[[]*Peer]{&t.online, &t.distant} {
+		fresh := slices.DeleteFunc(slices.Clone(load(list)), func(q *Peer) bool { return q == p })
+		if on && (list == &t.distant) == p.far.Load() {
+			fresh = append(fresh, p)
 		}
+		list.Store(&fresh)
 	}
-	if on {
-		list = append(list, p)
-	}
-	t.online.Store(&list)
 	return true
 }
 
-// connected returns the connected peers; the slice is not to be changed.
-func (t *peerTable) connected() []*Peer {
-	if l := t.online.Load(); l != nil {
+// connected returns the connected neighbours; the slice is not to be changed.
+func (t *peerTable) connected() []*Peer { return load(&t.online) }
+
+func load(list *atomic.Pointer[[]*Peer]) []*Peer {
+	if l := list.Load(); l != nil {
 		return *l
 	}
 	return nil
@@ -113,14 +112,23 @@ type ranked struct {
 	cost time.Duration
 }
 
-// Holders returns the peers that claim to have a path and may be asked now, the quickest for size
+// Holders returns the neighbours that claim to have a path and may be asked now, the quickest for size
 // bytes first. No packet is sent. It is asked with every narinfo: a miss allocates nothing.
 func (h *Host) Holders(d verify.PathDigest, size int64) []*Peer {
+	return h.holders(h.peers.connected(), d, size)
+}
+
+// FarHolders is Holders of the agents of the internet that tell us what they have.
+func (h *Host) FarHolders(d verify.PathDigest, size int64) []*Peer {
+	return h.holders(load(&h.peers.distant), d, size)
+}
+
+func (h *Host) holders(peers []*Peer, d verify.PathDigest, size int64) []*Peer {
 	key := d.Key()
 	var few [16]ranked // more holders than that are rare and cost one allocation
 	list := few[:0]
 	var now time.Time
-	for _, p := range h.peers.connected() {
+	for _, p := range peers {
 		if !p.have.Has(key) {
 			continue
 		}
