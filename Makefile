@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 FUZZTIME ?= 20s
 export CGO_ENABLED ?= 0
 
-.PHONY: build run demo test bench lint fuzz soak vulncheck clean
+.PHONY: build run demo test bench bench-site lint fuzz soak vulncheck clean
 
 build:
 	go build -ldflags '$(LDFLAGS)' -o bin/flurry ./cmd/flurry
@@ -23,6 +23,10 @@ test:
 # Flurry against its baselines in the same run, by turns; ratios last.
 bench:
 	scripts/bench-neighbour
+
+# One site, one download: N=8 RATE=50 (Mbit/s) and more options in ARGS; see scripts/bench-site --help.
+bench-site: build
+	scripts/bench-site $(or $(N),8) --rate $(or $(RATE),50) $(ARGS)
 
 lint:
 	scripts/lint

@@ -53,6 +53,11 @@ func metrics() []metric {
 		"served": func(r *Report) float64 { return float64(r.NAR.Served) },
 		"failed": func(r *Report) float64 { return float64(r.NAR.Failed) },
 	})...)
+	out = append(out, family("upstream_duplicates_total", "NARs asked of an upstream although a neighbour had claimed them, by why.", "reason", counter, map[string]get{
+		"crossed": func(r *Report) float64 { return float64(r.Site.Crossed) },
+		"silent":  func(r *Report) float64 { return float64(r.Site.Silent) },
+		"slow":    func(r *Report) float64 { return float64(r.Site.Slow) },
+	})...)
 	out = append(out, family("peers", "Known peers, by state.", "state", gauge, map[string]get{
 		"connected": countPeers("connected"), "suspect": countPeers("suspect"), "banned": countPeers("banned"), "away": countPeers("away"),
 	})...)

@@ -27,6 +27,7 @@ type Report struct {
 	Wire          Wire       `json:"wire"`
 	NarInfo       NarInfo    `json:"narinfo"`
 	NAR           NAR        `json:"nar"`
+	Site          Site       `json:"site"`
 	InFlight      int        `json:"in_flight"`
 	Internet      Internet   `json:"internet"`
 	Upstreams     []Upstream `json:"upstreams,omitempty"`
@@ -85,6 +86,14 @@ type NAR struct {
 	Failed         int64 `json:"failed"`
 	SwitchedSource int64 `json:"switched_source"`
 	Rejected       int64 `json:"rejected"`
+}
+
+// Site counts the NARs that were asked of an upstream although a neighbour had them or had claimed them,
+// by why: both claimed it at the same moment, none of its bytes came, they came much too slowly.
+type Site struct {
+	Crossed int64 `json:"crossed"`
+	Silent  int64 `json:"silent"`
+	Slow    int64 `json:"slow"`
 }
 
 // Internet is the part beyond the site.

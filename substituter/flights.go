@@ -18,7 +18,10 @@ import (
 const (
 	lingerIdle = 5 * time.Minute // of a NAR fetched ahead that nobody has asked for yet
 	sweepEvery = 5 * time.Second
-	rateLeast  = 256 << 10 // bytes; a smaller NAR says nothing about throughput
+	// storedGrace is how long after its last reader a NAR in the spool is kept although the store shares it: a
+	// have-set's changes take a moment to reach all neighbours.
+	storedGrace = 3 * time.Second
+	rateLeast   = 256 << 10 // bytes; a smaller NAR says nothing about throughput
 )
 
 // Stats counts what the substituter did since it started. All bytes are of uncompressed NARs but Wire.
@@ -27,6 +30,7 @@ type Stats struct {
 	Wire                                      atomic.Int64 // from upstreams, as sent
 	NarInfoHits, NarInfoMisses                atomic.Int64
 	Served, Failed, Switched, Rejected        atomic.Int64 // NARs; changes of source mid-NAR; mismatches
+	Beside                                    Beside
 }
 
 func (s *Stats) received(src source, n int64) {
@@ -274,7 +278,7 @@ func (a *flights) sweep(age time.Duration) {
 				limit = max(limit, lingerIdle)
 			}
 			switch idle := f.done && f.readers == 0; {
-			case idle && (f.err != nil || a.now().Sub(f.idle) > limit || f.asked && a.finder.store.Has(f.hash)):
+			case idle && (f.err != nil || a.now().Sub(f.idle) > limit || f.asked && a.stored(f)):
 				delete(a.byHash, hash)
 				f.free()
 			case idle:
@@ -295,6 +299,15 @@ func (a *flights) sweep(age time.Duration) {
 		}
 		oldest.mu.Unlock()
 	}
+}
+
+// stored tells whether the store took a landed NAR over, and neighbours have heard so; f.mu is held.
+func (a *flights) stored(f *flight) bool {
+	has := a.finder.store.Has(f.hash)
+	if f.v.Scope() == verify.ScopePublic && a.site != nil {
+		has = a.finder.store.Shared(f.hash, verify.ScopePublic) && a.now().Sub(f.idle) > storedGrace
+	}
+	return has
 }
 
 // landed records a finished flight.

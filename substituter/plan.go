@@ -109,6 +109,7 @@ func (p *plan) ready() []source {
 // silent, and where a leg has so much left that another source should take half of it.
 func (p *plan) schedule(start func(*leg)) {
 	p.dismiss()
+	p.yield()
 	p.near = p.flying()
 	for _, src := range p.ready() {
 		l := p.assign(src)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"math/rand/v2"
+	"sync/atomic"
 	"time"
 
 	"github.com/flurry-nix/flurry/verify"
@@ -48,6 +49,14 @@ type Progress struct {
 // MaxHeld is how many ranges an announcement names; a machine with more names the first ones.
 const MaxHeld = 32
 
+// Beside counts the NARs that were asked of the central cache although a neighbour had them or had
+// claimed them, by why.
+type Beside struct {
+	Crossed atomic.Int64 // both claimed it at the same moment
+	Silent  atomic.Int64 // none of its bytes came for claimPatience
+	Slow    atomic.Int64 // its bytes came much more slowly than the central cache's would
+}
+
 // Flying is a neighbour's announcement.
 type Flying struct {
 	Peer Peer
@@ -68,6 +77,8 @@ const (
 	// would misread a link that several downloads share for a slow neighbour.
 	followRatio = 3
 	followLeast = 1500 * time.Millisecond // before the rate of following means anything
+	// Of two machines whose claims crossed one gives up if it misses more than this, bytes.
+	yieldLeast = 256 << 10
 )
 
 // claim is how a plan stands to the central cache.
@@ -77,6 +88,7 @@ type claim struct {
 	grown   map[string]growth
 	told    time.Time
 	toldSum int64
+	beside  bool // the central cache is asked although a neighbour has claimed the NAR
 }
 
 type growth struct {
@@ -113,40 +125,103 @@ func (p *plan) news() <-chan struct{} {
 // bytes.
 func (p *plan) waiting() bool {
 	s := p.site()
-	return s != nil && (p.claim.stage == StageClaiming || p.claim.stage == StageFollowing && p.rival(s))
+	return s != nil && (p.claim.stage == StageClaiming || p.claim.stage == StageFollowing && p.leader(s))
 }
 
 // mayAskUpstream tells whether it is this machine's turn to ask the central cache. It claims the NAR,
-// waits for claims of the same moment, and yields to a better one or to one that came first.
+// waits for claims of the same moment, and yields to a better one or to one that came first. Where it
+// asks although a neighbour has the NAR in hand, it counts why.
 func (p *plan) mayAskUpstream() bool {
 	s := p.site()
-	if s == nil || p.claim.stage == StageFetching || p.tooSlow() {
+	if s == nil || p.claim.stage == StageFetching {
 		return true
 	}
-	if _, silence := p.f.look(); silence > claimPatience { // whoever was to have bytes has none for us
-		return true
-	}
-	rival := p.rival(s)
+	leader := p.leader(s)
+	_, silence := p.f.look()
 	switch {
-	case rival:
+	case leader && p.tooSlow():
+		p.beside("slow", &p.f.all.stats.Beside.Slow)
+	case leader && silence > claimPatience: // whoever was to have bytes has none for us
+		p.beside("silent", &p.f.all.stats.Beside.Silent)
+	case leader:
 		p.enter(StageFollowing)
+		return false
 	case p.claim.stage != StageClaiming:
 		p.enter(StageClaiming)
-	case time.Since(p.claim.at) >= min(max(s.Spread(), settleLeast), settleMost):
-		p.enter(StageFetching)
-		return true
+		return false
+	case time.Since(p.claim.at) < min(max(s.Spread(), settleLeast), settleMost):
+		return false
 	}
-	return false
+	p.enter(StageFetching)
+	return true
 }
 
-// rival tells whether a neighbour's claim comes before ours.
-func (p *plan) rival(s Site) bool {
+// beside notes that the central cache is asked although a neighbour has claimed the NAR.
+func (p *plan) beside(why string, count *atomic.Int64) {
+	count.Add(1)
+	p.claim.beside = true
+	p.f.all.log.Debug("asking upstream beside a neighbour", "why", why, "bytes", p.f.v.NarSize())
+}
+
+// yield gives the central cache up where a neighbour that outranks this machine asks it too: their
+// claims crossed. What is nearly done is finished.
+func (p *plan) yield() {
+	s := p.site()
+	if s == nil || p.claim.stage != StageFetching || p.claim.beside {
+		return
+	}
 	for _, n := range s.Flying(p.digest) {
-		if n.Stage != StageClaiming && n.Stage != StageFetching || !p.moving(n) {
-			continue
+		if n.Stage == StageFetching && outranks(p.digest, n.Peer.ID(), s.Self()) && p.moving(n) {
+			p.beside("crossed", &p.f.all.stats.Beside.Crossed)
+			if p.leaveUpstream() {
+				p.claim.beside = false
+				p.enter(StageFollowing)
+			}
+			return
 		}
-		if n.Stage == StageFetching || p.claim.stage != StageClaiming || outranks(p.digest, n.Peer.ID(), s.Self()) {
-			return true
+	}
+}
+
+// leaveUpstream ends the legs that ask the central cache, unless little is missing.
+func (p *plan) leaveUpstream() bool {
+	p.f.mu.Lock()
+	defer p.f.mu.Unlock()
+	if left := p.f.v.NarSize() - p.f.held(); left < yieldLeast {
+		return false
+	}
+	for l := range p.f.legs {
+		if !l.src.fromPeer() {
+			l.dismissed = true
+			l.cancel()
+		}
+	}
+	return true
+}
+
+// held is how many bytes are in the spool; mu is held.
+func (f *flight) held() (sum int64) {
+	for _, w := range f.written {
+		sum += w.len()
+	}
+	return sum
+}
+
+// leader tells whether a neighbour's claim comes before ours, or a neighbour has it all already.
+func (p *plan) leader(s Site) bool {
+	for _, n := range s.Flying(p.digest) {
+		switch n.Stage {
+		case StageLanded:
+			if p.failures[peerSource{n.Peer}.name()] < triesPerSource && !p.excluded[peerSource{n.Peer}.name()] {
+				return true
+			}
+		case StageFetching:
+			if p.moving(n) {
+				return true
+			}
+		case StageClaiming:
+			if p.moving(n) && (p.claim.stage != StageClaiming || outranks(p.digest, n.Peer.ID(), s.Self())) {
+				return true
+			}
 		}
 	}
 	return false
@@ -174,10 +249,7 @@ func (p *plan) tooSlow() bool {
 		return false
 	}
 	p.f.mu.Lock()
-	var got int64
-	for _, w := range p.f.written {
-		got += w.len()
-	}
+	got := p.f.held()
 	p.f.mu.Unlock()
 	size := p.f.v.NarSize()
 	left := float64(size-got) * float64(time.Since(p.claim.at)) / float64(max(got, 1))

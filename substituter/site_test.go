@@ -334,3 +334,58 @@ func TestPrivatePathsAreNotToldOf(t *testing.T) {
 		})
 	}
 }
+
+// slowLAN is a neighbour's link of 16 MB/s: what it holds is under way for long after it has it all.
+const slowLAN = 60 * time.Millisecond // for 1 MiB
+
+func TestAMachineThatHasItAllIsReadToTheEnd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t, 2, 32*mib, behaviour{corrupt: -1, perRead: time.Millisecond})
+		for _, s := range o.sites {
+			s.perMiB = slowLAN
+		}
+		o.fill(t)
+		if opens := o.upstreamOpens(); opens != 1 {
+			t.Errorf("the upstream was asked %d times", opens)
+		}
+	})
+}
+
+func TestCrossedClaimsAreCountedAndOneYields(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t, 2, 8*mib, slowUplink)
+		o.sites[0].bus.delay = 200 * time.Millisecond // longer than a claim settles
+		o.fill(t)
+		var crossed, got int64
+		for _, s := range o.servers {
+			crossed += s.Stats.Beside.Crossed.Load()
+			got += s.Stats.FromUpstream.Load()
+		}
+		if crossed != 1 {
+			t.Errorf("%d crossed claims were counted, want 1", crossed)
+		}
+		if got > 14*mib {
+			t.Errorf("%d MiB came from the upstream: nobody yielded", got/mib)
+		}
+	})
+}
+
+func TestASpoolStaysUntilNeighboursHeardOfTheStore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t, 2, mib, slowUplink)
+		o.sites = o.sites[:1]
+		all := o.servers
+		o.servers = all[:1]
+		o.fill(t)
+		o.world.store.add(o.world.info, o.world.nar)
+		all[0].flights.sweep(time.Minute)
+		if !all[0].flights.has(o.world.info.NarHash) {
+			t.Error("dropped before neighbours could hear that the store has it")
+		}
+		time.Sleep(storedGrace + time.Second)
+		all[0].flights.sweep(time.Minute)
+		if all[0].flights.has(o.world.info.NarHash) {
+			t.Error("kept although the store shares it")
+		}
+	})
+}

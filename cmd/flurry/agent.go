@@ -260,6 +260,7 @@ func (a *agent) report() status.Report {
 		Wire:    status.Wire{FromPeers: s.FromPeers.Load(), FromUpstream: s.Wire.Load()},
 		NarInfo: status.NarInfo{Hits: s.NarInfoHits.Load(), Misses: s.NarInfoMisses.Load(), UpstreamRequests: a.nix.UpstreamRequests()},
 		NAR:     status.NAR{Served: s.Served.Load(), Failed: s.Failed.Load(), SwitchedSource: s.Switched.Load(), Rejected: s.Rejected.Load()},
+		Site:    status.Site{Crossed: s.Beside.Crossed.Load(), Silent: s.Beside.Silent.Load(), Slow: s.Beside.Slow.Load()},
 		Peers:   []status.Peer{},
 	}
 	if st.Err != nil {
