@@ -20,9 +20,10 @@ demo: build
 test:
 	scripts/test
 
-# Flurry against its baselines in the same run, by turns; ratios last.
-bench:
-	scripts/bench-neighbour
+# Flurry against its baselines in the same run, by turns; ratios last. ROW=narinfo,nars runs those alone,
+# ROUNDS=N, QUICK=1 for a look; rows: docs/performance.md.
+bench: build
+	scripts/bench $(if $(ROW),-row $(ROW)) $(if $(ROUNDS),-rounds $(ROUNDS)) $(if $(QUICK),-quick)
 
 # One site, one download: N=8 RATE=50 (Mbit/s) and more options in ARGS; see scripts/bench-site --help.
 bench-site: build

@@ -1,0 +1,74 @@
+//go:build linux
+
+package main
+
+import (
+	"bufio"
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"syscall"
+
+	"github.com/flurry-nix/flurry/p2p/p2ptest"
+)
+
+// Arguments by which this program starts itself as a baseline, so that every server is a process of
+// its own.
+const (
+	libp2pServe  = "-serve-libp2p"
+	trivialServe = "-serve-trivial"
+)
+
+// serveLibp2p serves files over HTTP over libp2p.
+func serveLibp2p(args []string) {
+	err := p2ptest.ServeRaw(context.Background(), args[0], func(addr string) { fmt.Println(addr) })
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
+}
+
+// serveTrivial is a net/http handler that does nothing.
+func serveTrivial() {
+	addr, _, err := trivial()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	fmt.Println(addr)
+	select {}
+}
+
+// helper starts this program as a baseline and returns the address that it prints.
+func (b *bench) helper(args ...string) (addr string, s *server, err error) {
+	self, err := os.Executable()
+	if err != nil {
+		return "", nil, err
+	}
+	cmd := exec.Command(self, args...)
+	cmd.Stderr = os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		return "", nil, err
+	}
+	if err := cmd.Start(); err != nil {
+		return "", nil, err
+	}
+	s = &server{cmd: cmd, done: make(chan struct{})}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	go func() { cmd.Wait(); close(s.done) }()
+	if err != nil {
+		s.stop()
+		return "", nil, err
+	}
+	return strings.TrimSpace(line), s, nil
+}
+
+func (b *bench) trivialProcess() (addr string, stop func(), err error) {
+	addr, s, err := b.helper(trivialServe)
+	if err != nil {
+		return "", nil, err
+	}
+	return addr, s.stop, nil
+}

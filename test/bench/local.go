@@ -1,0 +1,231 @@
+//go:build linux
+
+package main
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/flurry-nix/flurry/verify"
+)
+
+func localRows() []row {
+	return []row{
+		{"narinfo", "the closure's narinfos, keep-alive, one after the other, and on 64 connections", "≤ 1.1× nginx's time; ≥ 0.8× its requests/s", narInfoRow},
+		{"absent", "narinfos that nobody has, known to be absent, 64 connections", "≥ 0.95× a trivial net/http handler's requests/s", absentRow},
+		{"nars", "the closure's NARs from the local store, on 1, 4 and 16 connections", "≤ 1.2×, 1.1×, 1.05× nginx's time", narsRow},
+		{"tiny", "5,000 tiny NARs, one connection", "≤ 1.3× nginx's time", tinyRow},
+		{"extremes", "a NAR of one 2 GiB file, and one of 50,000 files, one connection", "none", extremesRow},
+	}
+}
+
+// contender is one side of a comparison.
+type contender struct {
+	name string
+	addr string
+}
+
+// pair starts nginx and an agent on the same corpus and warms both up.
+func (b *bench) pair(name string) (c *corpus, both []contender, stop func(), err error) {
+	if c, err = b.corpus(name); err != nil {
+		return nil, nil, nil, err
+	}
+	n, err := b.nginx(c.static())
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	f, err := b.agent(agentConfig{store: c})
+	if err != nil {
+		n.stop()
+		return nil, nil, nil, err
+	}
+	both = []contender{{"nginx", n.addr}, {"flurry", f.addr}}
+	stop = func() { f.stop(); n.stop() }
+	names, sizes := c.nars()
+	for _, x := range both {
+		if _, err := fetch(x.addr, 2, 1, c.narInfos(), 200, nil); err == nil {
+			_, err = fetch(x.addr, 2, 1, names, 200, sizes)
+		}
+		if err != nil {
+			stop()
+			return nil, nil, nil, fmt.Errorf("%s: %w", x.name, err)
+		}
+	}
+	return c, both, stop, nil
+}
+
+// turns runs one measurement of each contender per round, in an order that alternates.
+func (b *bench) turns(list []contender, measure func(contender) error) error {
+	for i := range b.rounds {
+		for j := range list {
+			if i%2 == 1 {
+				j = len(list) - 1 - j
+			}
+			if err := measure(list[j]); err != nil {
+				return fmt.Errorf("%s: %w", list[j].name, err)
+			}
+			if b.ctx.Err() != nil {
+				return b.ctx.Err()
+			}
+		}
+	}
+	return nil
+}
+
+func narInfoRow(b *bench) (*result, error) {
+	c, both, stop, err := b.pair("closure")
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	res := &result{}
+	names := c.narInfos()
+	err = b.turns(both, func(x contender) error {
+		const passes = 20
+		d, err := fetch(x.addr, 1, passes, names, 200, nil)
+		if err != nil {
+			return err
+		}
+		res.sample(x.name+", sequential", "s", d.Seconds()/passes)
+		many := 160
+		if b.quick {
+			many = 40
+		}
+		if d, err = fetch(x.addr, 64, many, names, 200, nil); err != nil {
+			return err
+		}
+		res.sample(x.name+", 64 connections", "req/s", float64(many*len(names))/d.Seconds())
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	res.most("time of flurry / nginx, sequential", res.median("flurry, sequential")/res.median("nginx, sequential"), 1.1)
+	res.least("requests/s of flurry / nginx, 64", res.median("flurry, 64 connections")/res.median("nginx, 64 connections"), 0.8)
+	return res, nil
+}
+
+// trivial is the least that net/http can do.
+func trivial() (addr string, stop func(), err error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
+	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusNotFound)
+		io.WriteString(w, "not found\n")
+	})}
+	go srv.Serve(ln)
+	return ln.Addr().String(), func() { srv.Close() }, nil
+}
+
+func absentRow(b *bench) (*result, error) {
+	_, both, stop, err := b.pair("closure")
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	addr, stopTrivial, err := b.trivialProcess()
+	if err != nil {
+		return nil, err
+	}
+	defer stopTrivial()
+	var names []string
+	for i := range 400 {
+		sum := sha256.Sum256(fmt.Appendf(nil, "absent %d", i))
+		var h verify.StoreHash
+		copy(h[:], sum[:])
+		names = append(names, h.String()+".narinfo")
+	}
+	res := &result{}
+	err = b.turns(append(both, contender{"net/http", addr}), func(x contender) error {
+		if _, err := fetch(x.addr, 4, 1, names, 404, nil); err != nil {
+			return err
+		}
+		many := 150
+		if b.quick {
+			many = 40
+		}
+		d, err := fetch(x.addr, 64, many, names, 404, nil)
+		if err != nil {
+			return err
+		}
+		res.sample(x.name, "req/s", float64(many*len(names))/d.Seconds())
+		return nil
+	})
+	if err != nil {
+		return nil, err
+	}
+	res.least("requests/s of flurry / net/http", res.median("flurry")/res.median("net/http"), 0.95)
+	res.plain("requests/s of flurry / nginx", res.median("flurry")/res.median("nginx"))
+	return res, nil
+}
+
+func narsRow(b *bench) (*result, error) {
+	c, both, stop, err := b.pair("closure")
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	res := &result{}
+	names, sizes := c.nars()
+	asked := map[int]float64{1: 1.2, 4: 1.1, 16: 1.05}
+	for _, n := range []int{1, 4, 16} {
+		series := func(x string) string { return fmt.Sprintf("%s, %d connections", x, n) }
+		err = b.turns(both, func(x contender) error {
+			d, err := fetch(x.addr, n, 1, names, 200, sizes)
+			res.sample(series(x.name), "s", d.Seconds())
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+		res.most(fmt.Sprintf("time of flurry / nginx, %d connections", n), res.median(series("flurry"))/res.median(series("nginx")), asked[n])
+	}
+	res.note("%d paths, %.0f MB", len(c.Paths), float64(c.bytes())/1e6)
+	return res, nil
+}
+
+func tinyRow(b *bench) (*result, error) {
+	res, err := b.simple("tiny", 1)
+	if err == nil {
+		res.most("time of flurry / nginx", res.median("flurry, tiny")/res.median("nginx, tiny"), 1.3)
+	}
+	return res, err
+}
+
+func extremesRow(b *bench) (*result, error) {
+	res, err := b.simple("big", 1)
+	if err != nil {
+		return nil, err
+	}
+	res.plain("time of flurry / nginx, a 2 GiB file", res.median("flurry, big")/res.median("nginx, big"))
+	many, err := b.simple("many", 1)
+	if err != nil {
+		return nil, err
+	}
+	res.Series = append(res.Series, many.Series...)
+	res.plain("time of flurry / nginx, 50,000 files", res.median("flurry, many")/res.median("nginx, many"))
+	return res, nil
+}
+
+// simple times all NARs of a corpus.
+func (b *bench) simple(name string, conns int) (*result, error) {
+	c, both, stop, err := b.pair(name)
+	if err != nil {
+		return nil, err
+	}
+	defer stop()
+	res := &result{}
+	names, sizes := c.nars()
+	return res, b.turns(both, func(x contender) error {
+		var d time.Duration
+		d, err := fetch(x.addr, conns, 1, names, 200, sizes)
+		res.sample(x.name+", "+name, "s", d.Seconds())
+		return err
+	})
+}

@@ -1,0 +1,220 @@
+//go:build linux
+
+package main
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"math/big"
+	"net"
+	"os"
+	"path/filepath"
+	"runtime"
+	"syscall"
+	"time"
+
+	"github.com/flurry-nix/flurry/store/nar"
+)
+
+// cpuRow compares what a NAR from a peer costs with its parts, each measured alone: reading and framing
+// the NAR, TLS over TCP (both ends), SHA-256, writing the spool file, and serving it to Nix.
+func cpuRow(b *bench) (*result, error) {
+	c, err := b.corpus("gib")
+	if err != nil {
+		return nil, err
+	}
+	n, err := b.neighbours(c, nil)
+	if err != nil {
+		return nil, err
+	}
+	defer n.stop()
+	res := &result{}
+	p := c.Paths[0]
+	tree := ""
+	if trees, _ := filepath.Glob(filepath.Join(c.realDir(), p.Hash+"-*")); len(trees) == 1 {
+		tree = trees[0]
+	}
+	file := filepath.Join(c.static(), p.NARName)
+	gb := float64(p.Size) / 1e9
+	stages := []struct {
+		name string
+		run  func() (time.Duration, error)
+	}{
+		{"NAR", func() (time.Duration, error) { return narStage(b.ctx, tree) }},
+		{"TLS over TCP, both ends", func() (time.Duration, error) { return tlsStage(p.Size) }},
+		{"SHA-256", func() (time.Duration, error) { return hashStage(p.Size) }},
+		{"spool", func() (time.Duration, error) { return spoolStage(b.tmp, p.Size) }},
+		{"serve", func() (time.Duration, error) { return serveStage(file) }},
+	}
+	for range b.rounds {
+		_, _, used, err := n.fromPeer(b, p)
+		if err != nil {
+			return nil, err
+		}
+		res.sample("flurry, sender and receiver", "CPU s/GB", used.Seconds()/gb)
+		for _, s := range stages {
+			used, err := s.run()
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", s.name, err)
+			}
+			res.sample(s.name, "CPU s/GB", used.Seconds()/gb)
+		}
+	}
+	sum := 0.0
+	for _, s := range stages {
+		sum += res.median(s.name)
+	}
+	res.plain("sum of the stages, CPU s/GB", sum)
+	res.most("CPU of flurry / sum of the stages", res.median("flurry, sender and receiver")/sum, 1.15)
+	return res, nil
+}
+
+// threadCPU is what the calling thread used; the caller is locked to it.
+func threadCPU() time.Duration { return usage(syscall.RUSAGE_THREAD) }
+
+func usage(who int) time.Duration {
+	var u syscall.Rusage
+	if err := syscall.Getrusage(who, &u); err != nil {
+		panic(err)
+	}
+	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
+}
+
+// onThread measures what fn uses of its own thread.
+func onThread(fn func() error) (time.Duration, error) {
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
+	before := threadCPU()
+	err := fn()
+	return threadCPU() - before, err
+}
+
+// narStage reads and frames a NAR.
+func narStage(ctx context.Context, tree string) (time.Duration, error) {
+	return onThread(func() error {
+		a, err := nar.Open(ctx, tree)
+		if err != nil {
+			return err
+		}
+		_, err = a.WriteRange(ctx, struct{ io.Writer }{io.Discard}, 0, a.Size())
+		return err
+	})
+}
+
+func hashStage(size int64) (time.Duration, error) {
+	buf := make([]byte, 1<<20)
+	return onThread(func() error {
+		h := sha256.New()
+		for range size >> 20 {
+			h.Write(buf)
+		}
+		h.Sum(nil)
+		return nil
+	})
+}
+
+func spoolStage(dir string, size int64) (time.Duration, error) {
+	f, err := os.CreateTemp(dir, "spool-")
+	if err != nil {
+		return 0, err
+	}
+	defer os.Remove(f.Name())
+	defer f.Close()
+	buf := make([]byte, 256<<10)
+	return onThread(func() error {
+		for off := int64(0); off < size; off += int64(len(buf)) {
+			if _, err := f.WriteAt(buf, off); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
+
+// serveStage sends a file with sendfile; who reads it is not counted.
+func serveStage(file string) (time.Duration, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return 0, err
+	}
+	defer f.Close()
+	in, out, err := tcpPair()
+	if err != nil {
+		return 0, err
+	}
+	defer in.Close()
+	go func() {
+		runtime.LockOSThread()
+		defer out.Close()
+		buf := make([]byte, 256<<10)
+		for {
+			if _, err := out.Read(buf); err != nil {
+				return
+			}
+		}
+	}()
+	return onThread(func() error { _, err := io.Copy(in, f); return err })
+}
+
+func tcpPair() (a, b net.Conn, err error) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, nil, err
+	}
+	defer ln.Close()
+	if a, err = net.Dial("tcp", ln.Addr().String()); err != nil {
+		return nil, nil, err
+	}
+	b, err = ln.Accept()
+	return a, b, err
+}
+
+// tlsStage carries size bytes over TLS 1.3 on loopback; both ends are in this process.
+func tlsStage(size int64) (time.Duration, error) {
+	cert, err := certificate()
+	if err != nil {
+		return 0, err
+	}
+	in, out, err := tcpPair()
+	if err != nil {
+		return 0, err
+	}
+	cfg := &tls.Config{Certificates: []tls.Certificate{cert}, InsecureSkipVerify: true, MinVersion: tls.VersionTLS13}
+	sender, receiver := tls.Client(in, cfg), tls.Server(out, cfg)
+	defer sender.Close()
+	defer receiver.Close()
+	before := usage(syscall.RUSAGE_SELF)
+	sent := make(chan error, 1)
+	go func() {
+		buf := make([]byte, 256<<10)
+		for left := size; left > 0; {
+			n, err := sender.Write(buf[:min(left, int64(len(buf)))])
+			if err != nil {
+				sent <- err
+				return
+			}
+			left -= int64(n)
+		}
+		sent <- nil
+	}()
+	_, err = io.CopyBuffer(struct{ io.Writer }{io.Discard}, io.LimitReader(receiver, size), make([]byte, 64<<10))
+	return usage(syscall.RUSAGE_SELF) - before, errors.Join(err, <-sent)
+}
+
+func certificate() (tls.Certificate, error) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		return tls.Certificate{}, err
+	}
+	t := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, t, t, key.Public(), key)
+	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, err
+}

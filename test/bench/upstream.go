@@ -1,0 +1,109 @@
+//go:build linux
+
+package main
+
+import (
+	"fmt"
+	"os/exec"
+	"path/filepath"
+	"time"
+)
+
+func upstreamRows() []row {
+	return []row{
+		{"upstream", "what Flurry adds to an upstream's narinfo that it does not know yet", "p50 ≤ 0.3 ms, p99 ≤ 1 ms", upstreamRow},
+		{"xz", "an xz NAR from an upstream, against xz -dc", "≥ 0.95×", xzRow},
+	}
+}
+
+func upstreamRow(b *bench) (*result, error) {
+	c, err := b.corpus("tiny")
+	if err != nil {
+		return nil, err
+	}
+	up, err := b.nginx(c.static())
+	if err != nil {
+		return nil, err
+	}
+	defer up.stop()
+	res := &result{}
+	names := c.narInfos()
+	ask := func(series, addr string, names []string) (p50, p99 float64, err error) {
+		x, err := dial(addr)
+		if err != nil {
+			return 0, 0, err
+		}
+		defer x.close()
+		if _, err := x.get("nix-cache-info"); err != nil {
+			return 0, 0, err
+		}
+		var all []float64
+		for _, name := range names {
+			start := time.Now()
+			a, err := x.get(name)
+			if err != nil || a.status != 200 {
+				return 0, 0, fmt.Errorf("%s: status %d, %w", name, a.status, err)
+			}
+			all = append(all, time.Since(start).Seconds()*1e3)
+		}
+		p50, p99 = quantile(all, 0.5), quantile(all, 0.99)
+		res.sample(series+", p50", "ms", p50)
+		res.sample(series+", p99", "ms", p99)
+		return p50, p99, nil
+	}
+	for range b.rounds {
+		f, err := b.agent(agentConfig{upstream: up.addr})
+		if err != nil {
+			return nil, err
+		}
+		fetch(f.addr, 1, 1, names[:50], 200, nil) // connections to the upstream are open
+		if _, _, err = ask("nginx", up.addr, names[50:]); err == nil {
+			_, _, err = ask("through flurry", f.addr, names[50:])
+		}
+		f.stop()
+		if err != nil {
+			return nil, err
+		}
+	}
+	res.most("ms added, p50", res.median("through flurry, p50")-res.median("nginx, p50"), 0.3)
+	res.most("ms added, p99", res.median("through flurry, p99")-res.median("nginx, p99"), 1)
+	return res, nil
+}
+
+func xzRow(b *bench) (*result, error) {
+	c, err := b.corpus("xz")
+	if err != nil {
+		return nil, err
+	}
+	up, err := b.nginx(c.static())
+	if err != nil {
+		return nil, err
+	}
+	defer up.stop()
+	p := c.Paths[0]
+	res := &result{}
+	err = b.turns([]contender{{name: "xz -dc"}, {name: "flurry"}}, func(x contender) error {
+		if x.name != "flurry" {
+			start := time.Now()
+			err := exec.CommandContext(b.ctx, "xz", "-dc", filepath.Join(c.static(), p.NARName+".xz")).Run()
+			res.sample(x.name, "MB/s", float64(p.Size)/1e6/time.Since(start).Seconds())
+			return err
+		}
+		f, err := b.agent(agentConfig{upstream: up.addr})
+		if err != nil {
+			return err
+		}
+		defer f.stop()
+		if _, err := fetch(f.addr, 1, 1, c.narInfos(), 200, nil); err != nil {
+			return err
+		}
+		d, err := fetch(f.addr, 1, 1, []string{p.NARName}, 200, []int64{p.Size})
+		res.sample(x.name, "MB/s", float64(p.Size)/1e6/d.Seconds())
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	res.least("rate of flurry / xz -dc", res.median("flurry")/res.median("xz -dc"), 0.95)
+	return res, nil
+}
