@@ -68,6 +68,9 @@ func (a *ahead) run(ctx context.Context) error {
 
 // answered notes that Nix was told of a path; its references will be asked for next.
 func (a *ahead) answered(got *found) {
+	if a.store.Has(got.v.Path().Hash()) {
+		return // and so are its references
+	}
 	a.mu.Lock()
 	a.asked.Add(got.v.Path().Hash(), askedPath{got, a.finder.now()})
 	a.mu.Unlock()

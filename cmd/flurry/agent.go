@@ -212,8 +212,13 @@ func (a *agent) serveNix(ctx context.Context, listeners []net.Listener) error {
 		ReadHeaderTimeout: headerPatience,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
+		ConnState:         substituter.ConnState,
 	}
-	return supervise.Serve(ctx, srv, listeners, stopGrace)
+	quick := make([]net.Listener, len(listeners))
+	for i, ln := range listeners {
+		quick[i] = a.nix.Listener(ln)
+	}
+	return supervise.Serve(ctx, srv, quick, stopGrace)
 }
 
 // probe goes the way of Nix's first request.

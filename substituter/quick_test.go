@@ -1,0 +1,179 @@
+package substituter
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"strings"
+	"testing"
+)
+
+// listen serves s on loopback as an agent does; seen counts what reaches net/http.
+func (w *world) listen(s *Server) (addr string, seen func() int) {
+	w.t.Helper()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	requests := make(chan struct{}, 1000)
+	h := s.Handler(nil)
+	srv := &http.Server{ConnState: ConnState, Handler: http.HandlerFunc(func(rw http.ResponseWriter, r *http.Request) {
+		requests <- struct{}{}
+		if r.Method == http.MethodPost {
+			io.Copy(io.Discard, r.Body)
+		}
+		h.ServeHTTP(rw, r)
+	})}
+	go srv.Serve(s.Listener(ln))
+	w.t.Cleanup(func() { srv.Close() })
+	return ln.Addr().String(), func() int { return len(requests) }
+}
+
+// step is what one write sends, and how many answers are read before the next.
+type step struct {
+	send    string
+	answers int
+}
+
+// talk takes the steps on one connection and returns the answers' statuses, types and bodies.
+func talk(t *testing.T, addr string, steps ...step) (out []string) {
+	t.Helper()
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	br := bufio.NewReader(c)
+	for _, s := range steps {
+		if _, err := io.WriteString(c, s.send); err != nil {
+			t.Fatal(err)
+		}
+		for range s.answers {
+			resp, err := http.ReadResponse(br, nil)
+			if err != nil {
+				t.Fatalf("answer %d: %v", len(out), err)
+			}
+			b, err := io.ReadAll(resp.Body)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, fmt.Sprintf("%d %s\n%s", resp.StatusCode, resp.Header.Get("Content-Type"), b))
+		}
+	}
+	return out
+}
+
+func TestQuickAnswersAreThoseOfNetHTTP(t *testing.T) {
+	w := newWorld(t, 100)
+	w.store.add(w.info, w.nar)
+	absent := strings.Repeat("0", 32)
+	w.upstream("x", behaviour{absent: true, corrupt: -1})
+	s := w.start()
+	addr, seen := w.listen(s)
+	question := func(hash string) string {
+		return "GET /" + hash + ".narinfo HTTP/1.1\r\nHost: " + addr + "\r\nUser-Agent: curl/8 Nix/2.31\r\nAccept: */*\r\n\r\n"
+	}
+	known := w.path.Hash().String()
+	var steps []step
+	for _, hash := range []string{known, absent, known, absent, known} {
+		steps = append(steps, step{question(hash), 1})
+	}
+	got := talk(t, addr, steps...)
+	if got[0] != got[2] || got[0] != got[4] || got[1] != got[3] || !strings.HasPrefix(got[0], "200 text/x-nix-narinfo\nStorePath: ") || !strings.HasPrefix(got[1], "404 ") {
+		t.Errorf("answers differ: %q", got)
+	}
+	if n := seen(); n != 2 {
+		t.Errorf("net/http saw %d requests, want the first of each", n)
+	}
+	if h, m := s.Stats.NarInfoHits.Load(), s.Stats.NarInfoMisses.Load(); h != 3 || m != 2 {
+		t.Errorf("counted %d hits and %d misses", h, m)
+	}
+}
+
+// What is not a plain, whole question from a client on loopback goes the long way, with its checks.
+func TestOnlyPlainQuestionsAreQuick(t *testing.T) {
+	w := newWorld(t, 100)
+	w.store.add(w.info, w.nar)
+	s := w.start()
+	addr, seen := w.listen(s)
+	line := "GET /" + w.path.Hash().String() + ".narinfo HTTP/1.1\r\n"
+	host := "Host: " + addr + "\r\n"
+	first := step{line + host + "\r\n", 1}
+	post := fmt.Sprintf("POST / HTTP/1.1\r\n%sContent-Length: %d\r\n\r\n", host, len(first.send))
+	for name, c := range map[string]struct {
+		steps []step
+		want  string // statuses
+		seen  int    // requests that reach the handler
+	}{
+		"a foreign host":        {[]step{first, {line + "Host: evil.example\r\n\r\n", 1}}, "200 403", 2},
+		"two hosts":             {[]step{first, {line + host + host + "\r\n", 1}}, "200 400", 1},
+		"no host":               {[]step{first, {line + "\r\n", 1}}, "200 400", 1},
+		"another site":          {[]step{first, {line + host + "Origin: http://evil.example\r\n\r\n", 1}}, "200 403", 2},
+		"fetch metadata":        {[]step{first, {line + host + "Sec-Fetch-Site: cross-site\r\n\r\n", 1}}, "200 403", 2},
+		"a question in a body":  {[]step{first, {post, 0}, {first.send, 1}, first}, "200 405 200", 3},
+		"the same in one":       {[]step{first, {post + first.send, 1}, first}, "200 405 200", 3},
+		"a question in pieces":  {[]step{first, {line, 0}, {host + "\r\n", 1}, first}, "200 200 200", -1}, // they may arrive as one
+		"one inside a header":   {[]step{first, {"GET /x HTTP/1.1\r\n" + host, 0}, {"X: y\r\n", 0}, {first.send, 1}}, "200 400", 1},
+		"two questions at once": {[]step{first, {first.send + first.send, 2}, first}, "200 200 200 200", 4},
+	} {
+		t.Run(name, func(t *testing.T) {
+			before := seen()
+			var got []string
+			for _, a := range talk(t, addr, c.steps...) {
+				got = append(got, a[:3])
+			}
+			if g := strings.Join(got, " "); g != c.want {
+				t.Errorf("statuses %s, want %s", g, c.want)
+			}
+			if n := seen() - before; c.seen >= 0 && n != c.seen {
+				t.Errorf("the handler saw %d requests, want %d", n, c.seen)
+			}
+		})
+	}
+}
+
+func TestAQuickAnswerAllocatesNextToNothing(t *testing.T) {
+	w := newWorld(t, 100)
+	w.store.add(w.info, w.nar)
+	s := w.start()
+	if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != 200 {
+		t.Fatal(rec.Code)
+	}
+	c := &quickConn{s: s}
+	question := []byte("GET /" + w.path.Hash().String() + ".narinfo HTTP/1.1\r\nHost: 127.0.0.1:6490\r\nUser-Agent: curl/8 Nix/2.31\r\n\r\n")
+	n := testing.AllocsPerRun(1000, func() {
+		if !c.answer(question) {
+			t.Fatal("not answered")
+		}
+	})
+	if n > 1 {
+		t.Errorf("%v allocations an answer", n)
+	}
+}
+
+func TestAClientThatLeavesIsNoticedWhileItsAnswerIsSought(t *testing.T) {
+	w := newWorld(t, 100)
+	s := w.start()
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	asked, left := make(chan struct{}), make(chan struct{})
+	srv := &http.Server{ConnState: ConnState, Handler: http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		close(asked)
+		<-r.Context().Done()
+		close(left)
+	})}
+	go srv.Serve(s.Listener(ln))
+	defer srv.Close()
+	c, err := net.Dial("tcp", ln.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(c, "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+	<-asked
+	c.Close()
+	<-left
+}
