@@ -67,7 +67,9 @@ func DialRaw(ctx context.Context, addr string) (*RawClient, error) {
 		h.Close()
 		return nil, err
 	}
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) { return gostream.Dial(ctx, h, info.ID, protoRaw) }
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return gostream.Dial(ctx, h, info.ID, protoRaw)
+	}
 	return &RawClient{h, &http.Client{Transport: &http.Transport{DialContext: dial, DisableCompression: true, ReadBufferSize: 64 << 10}}}, nil
 }
 
