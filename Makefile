@@ -6,10 +6,11 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 FUZZTIME ?= 20s
 export CGO_ENABLED ?= 0
 
-.PHONY: build run demo test bench bench-site lint fuzz soak vulncheck clean
+.PHONY: build run demo test bench bench-site lint cross fuzz soak vulncheck clean
 
+# flurry-standby is for systemd: it answers Nix where the agent cannot (docs/install.md).
 build:
-	go build -ldflags '$(LDFLAGS)' -o bin/flurry ./cmd/flurry
+	go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/flurry ./cmd/flurry-standby
 
 run: build
 	bin/flurry agent
@@ -31,6 +32,10 @@ bench-site: build
 
 lint:
 	scripts/lint
+
+# go build and go vet for Linux and macOS on ARM, and macOS on Intel.
+cross:
+	scripts/cross-build
 
 # Every fuzz target in turn; a target without seeds fails.
 fuzz:

@@ -2,8 +2,8 @@
 // a quick 404 for all else, so that Nix goes on to the next cache at once. It serves two occasions:
 //
 //   - the agent itself, when its configuration is wrong ([Handler] on its own listeners);
-//   - a process of its own beside the agent, on the same listening socket ([Patient]): it takes a
-//     connection only when one has been waiting for longer than a living agent ever lets it.
+//   - another process on the same listening socket ([Patient]), flurry-standby or the supervisor: it
+//     takes a connection only when one has been waiting for longer than a living agent ever lets it.
 //
 // It must never say anything else, read anything, or take a connection from an agent that lives: a 404
 // for a narinfo sticks in Nix for an hour.
@@ -14,8 +14,10 @@ package standby
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -33,8 +35,6 @@ const (
 	burst = 5 * time.Millisecond
 	// sample is the time between looks at a connection that waits.
 	sample = 20 * time.Millisecond
-	// idle bounds one wait for a connection, so that Close is noticed.
-	idle = time.Second
 	// takeTimeout bounds the taking itself: the agent may come back and be quicker.
 	takeTimeout = 20 * time.Millisecond
 )
@@ -64,19 +64,40 @@ type Patient struct {
 	gone   bool       // the agent did not answer last time
 	closed chan struct{}
 	once   sync.Once
+	// wake is readable once Close was called: it ends a wait for connections.
+	wake, waker *os.File
 }
 
 // NewPatient makes a Patient of ln. away may be nil; it must not block.
-func NewPatient(ln *net.TCPListener, patience time.Duration, away func(bool)) *Patient {
-	return &Patient{ln: ln, patience: patience, away: away, closed: make(chan struct{})}
+func NewPatient(ln *net.TCPListener, patience time.Duration, away func(bool)) (*Patient, error) {
+	wake, waker, err := os.Pipe()
+	if err != nil {
+		return nil, fmt.Errorf("stand in on %s: %w", ln.Addr(), err)
+	}
+	return &Patient{ln: ln, patience: patience, away: away, closed: make(chan struct{}), wake: wake, waker: waker}, nil
+}
+
+// Tell returns what logs for a Patient that the agent is away, and back.
+func Tell(log *slog.Logger) func(gone bool) {
+	return func(gone bool) {
+		if gone {
+			log.Warn("the agent does not answer Nix; answering 404 in its place")
+		} else {
+			log.Info("the agent answers again")
+		}
+	}
 }
 
 // Addr implements net.Listener.
 func (p *Patient) Addr() net.Addr { return p.ln.Addr() }
 
-// Close implements net.Listener. A waiting Accept returns within a second.
+// Close implements net.Listener. A waiting Accept returns.
 func (p *Patient) Close() error {
-	p.once.Do(func() { close(p.closed) })
+	p.once.Do(func() {
+		close(p.closed)
+		p.waker.Close()
+		p.wake.Close()
+	})
 	return p.ln.Close()
 }
 
@@ -84,14 +105,14 @@ func (p *Patient) Close() error {
 func (p *Patient) Accept() (net.Conn, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for limit := time.Duration(0); ; limit = idle {
+	for block := false; ; block = true {
 		patience := p.patience
-		if p.gone && limit == 0 {
+		if p.gone && !block {
 			patience = min(burst, patience)
 		} else if p.gone {
 			patience = min(relapse, patience)
 		}
-		if waiting, err := p.waiting(limit); err != nil {
+		if waiting, err := p.waiting(block); err != nil {
 			return nil, err
 		} else if !waiting {
 			continue
@@ -106,7 +127,7 @@ func (p *Patient) Accept() (net.Conn, error) {
 		conn, err := p.ln.Accept()
 		if ne, ok := errors.AsType[net.Error](err); ok && ne.Timeout() {
 			// Somebody else took it, or this machine is so busy that the time passed before the try.
-			if waiting, err := p.waiting(0); err == nil && !waiting {
+			if waiting, err := p.waiting(false); err == nil && !waiting {
 				p.set(false)
 			}
 			continue
@@ -134,33 +155,44 @@ func (p *Patient) neglected(patience time.Duration) (bool, error) {
 			return false, net.ErrClosed
 		case <-time.After(min(sample, patience)):
 		}
-		if waiting, err := p.waiting(0); err != nil || !waiting {
+		if waiting, err := p.waiting(false); err != nil || !waiting {
 			return false, err
 		}
 	}
 	return true, nil
 }
 
-// waiting tells whether a connection waits to be accepted, after at most limit.
-func (p *Patient) waiting(limit time.Duration) (bool, error) {
-	select {
-	case <-p.closed:
-		return false, net.ErrClosed
-	default:
-	}
+// waiting tells whether a connection waits to be accepted, with block after waiting for one.
+func (p *Patient) waiting(block bool) (bool, error) {
 	sc, err := p.ln.SyscallConn()
 	if err != nil {
 		return false, err
 	}
-	var n int
-	cerr := sc.Control(func(fd uintptr) {
-		n, err = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(limit.Milliseconds()))
-	})
-	if cerr != nil {
-		return false, cerr
+	quit, err := p.wake.SyscallConn()
+	if err != nil {
+		return false, net.ErrClosed
 	}
-	if errors.Is(err, unix.EINTR) {
+	timeout := 0
+	if block {
+		timeout = -1
+	}
+	fds := []unix.PollFd{{Events: unix.POLLIN}, {Events: unix.POLLIN}}
+	cerr := sc.Control(func(fd uintptr) {
+		fds[0].Fd = int32(fd)
+		if quit.Control(func(fd uintptr) {
+			fds[1].Fd = int32(fd)
+			_, err = unix.Poll(fds, timeout)
+		}) != nil {
+			err = net.ErrClosed
+		}
+	})
+	switch {
+	case cerr != nil:
+		return false, cerr
+	case fds[1].Revents != 0:
+		return false, net.ErrClosed
+	case errors.Is(err, unix.EINTR):
 		return false, nil
 	}
-	return n > 0, err
+	return fds[0].Revents != 0, err
 }

@@ -39,7 +39,10 @@ func share(t *testing.T) (agent, standIn *net.TCPListener) {
 func serve(t *testing.T, ln *net.TCPListener) <-chan bool {
 	t.Helper()
 	away := make(chan bool, 16)
-	p := standby.NewPatient(ln, patience, func(gone bool) { away <- gone })
+	p, err := standby.NewPatient(ln, patience, func(gone bool) { away <- gone })
+	if err != nil {
+		t.Fatal(err)
+	}
 	srv := &http.Server{Handler: standby.Handler("/nix/store", 30)}
 	done := make(chan error, 1)
 	go func() { done <- srv.Serve(p) }()

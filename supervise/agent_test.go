@@ -40,7 +40,7 @@ func agentMain(dir, mode, addr string) int {
 	if !ok {
 		watchdog, _ := time.ParseDuration(os.Getenv("FLURRY_TEST_WATCHDOG"))
 		err := Run(context.Background(), Config{Addrs: strings.Split(addr, ","), Socket: socket, Watchdog: watchdog,
-			StartTimeout: watchdog, Log: log})
+			StartTimeout: watchdog, Log: log, StandIn: testStandIn(filepath.Join(dir, "stand in"))})
 		if e, ok := errors.AsType[*ExitError](err); ok {
 			return e.Code
 		}
@@ -53,6 +53,21 @@ func agentMain(dir, mode, addr string) int {
 	return serve(listeners, dir, mode, socket, log)
 }
 
+// testStandIn answers whatever waits once the file exists; patience is package standby's.
+func testStandIn(file string) func(context.Context, []*net.TCPListener) {
+	return func(ctx context.Context, listeners []*net.TCPListener) {
+		for _, err := os.Stat(file); err != nil; _, err = os.Stat(file) {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+		srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { fmt.Fprint(w, "stand-in") })}
+		_ = Serve(ctx, srv, []net.Listener{listeners[0]}, 0)
+	}
+}
+
 func serve(listeners []net.Listener, dir, mode, socket string, log *slog.Logger) int {
 	starts := countStart(filepath.Join(dir, "starts"))
 	switch mode {
@@ -61,6 +76,10 @@ func serve(listeners []net.Listener, dir, mode, socket string, log *slog.Logger)
 	case "bad config later":
 		if starts > 1 && starts < 4 {
 			return ExitConfig
+		}
+	case "crash later":
+		if starts > 1 {
+			return 2
 		}
 	case "crash thrice":
 		if starts <= 3 {

@@ -7,8 +7,9 @@
 // the parent is killed the child goes on serving; the next parent takes the listeners over from that
 // orphan ([ServeHandover] is the child's side), again without a gap.
 //
-// The parent must never do anything else: it accepts no connection, reads no configuration, stays
-// small, and gives up only if the very first child calls its configuration wrong.
+// The parent must never do anything else: it reads no configuration, stays small, gives up only if the
+// very first child calls its configuration wrong, and takes no connection, but for those that
+// [Config].StandIn judges forsaken: a port that is open and silent would stall Nix for minutes.
 //
 // Conventions: sd_listen_fds(3) for listeners, without LISTEN_PID; sd_notify(3) for readiness and
 // watchdog. What differs between Linux and macOS is in system_linux.go and system_darwin.go.
@@ -26,6 +27,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -61,6 +63,10 @@ type Config struct {
 	StartTimeout time.Duration // longest time until a child is ready; 0 means 1 min
 	StopTimeout  time.Duration // from the forwarded SIGTERM to SIGKILL; 0 means 0.9 s
 	Log          *slog.Logger  // nil discards
+
+	// StandIn answers on the listeners, which it owns, when no child does, until ctx ends. It must leave
+	// alone what a living child would take. nil means that connections wait for as long as it takes.
+	StandIn func(ctx context.Context, listeners []*net.TCPListener)
 }
 
 // ExitError is the status with which the child ended for good and this process should, too.
@@ -102,7 +108,19 @@ func Run(ctx context.Context, cfg Config) error {
 	s.signals = make(chan os.Signal, 4)
 	s.subscribe()
 	defer signal.Stop(s.signals)
+	defer s.standIn(ctx, listeners)()
 	return s.keepRunning(ctx)
+}
+
+// standIn starts the stand-in, and returns what ends it.
+func (s *supervisor) standIn(ctx context.Context, listeners []*net.TCPListener) (end func()) {
+	if s.StandIn == nil {
+		return func() {}
+	}
+	ctx, stop := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { s.StandIn(ctx, listeners) })
+	return func() { stop(); running.Wait() }
 }
 
 func (c Config) withDefaults() Config {

@@ -402,3 +402,18 @@ func (l *load) stop() {
 	close(l.end)
 	l.wg.Wait()
 }
+
+func TestWhileNoChildAnswersTheStandInDoes(t *testing.T) {
+	dir := t.TempDir()
+	a := start(t, dir, "127.0.0.1:0", "crash later")
+	r := a.awaitReady()
+	kill(t, r.pid, syscall.SIGKILL) // its successors die at once, for ever
+	if err := os.WriteFile(filepath.Join(dir, "stand in"), nil, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := get(r.addr, "/pid"); got != "stand-in" {
+		t.Errorf("%q, %v; want the stand-in", got, err)
+	}
+	kill(t, a.cmd.Process.Pid, syscall.SIGTERM)
+	a.wait() // with whatever status its last child had
+}

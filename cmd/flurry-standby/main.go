@@ -47,20 +47,18 @@ func run(ctx context.Context, storeDir string, priority int, patience time.Durat
 	if !ok {
 		return errors.New("systemd passed no socket; it is started with flurry.socket, not by hand")
 	}
-	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil)).With("see", "systemctl status flurry")
 	var patient []net.Listener
 	for _, ln := range listeners {
 		t, ok := ln.(*net.TCPListener)
 		if !ok {
 			return fmt.Errorf("%s is no TCP socket; correct flurry.socket", ln.Addr())
 		}
-		patient = append(patient, standby.NewPatient(t, patience, func(gone bool) {
-			if gone {
-				log.Warn("the agent does not answer Nix; answering 404 in its place", "see", "systemctl status flurry")
-			} else {
-				log.Info("the agent answers again")
-			}
-		}))
+		p, err := standby.NewPatient(t, patience, standby.Tell(log))
+		if err != nil {
+			return err
+		}
+		patient = append(patient, p)
 	}
 	srv := &http.Server{Handler: standby.Handler(storeDir, priority), ReadTimeout: requestTime, WriteTimeout: requestTime}
 	return supervise.Serve(ctx, srv, patient, 0)

@@ -75,3 +75,27 @@ func serveDegraded(ctx context.Context, listeners []net.Listener, why string) er
 	supervise.Stopping()
 	return err
 }
+
+// standIn answers Nix from the supervisor while no agent takes its connections: one that crashes for
+// ever, or hangs. Where systemd holds the port flurry-standby does the same.
+func standIn(cfg *config.Config, log *slog.Logger) func(context.Context, []*net.TCPListener) {
+	return func(ctx context.Context, listeners []*net.TCPListener) {
+		var patient []net.Listener
+		for _, ln := range listeners {
+			p, err := standby.NewPatient(ln, standby.DefaultPatience, standby.Tell(log))
+			if err != nil {
+				log.Error("Nix gets no answer while no agent gives one", "err", err)
+				continue
+			}
+			patient = append(patient, p)
+		}
+		srv := &http.Server{
+			Handler:      standby.Handler(cfg.Store.Dir, cfg.Substituter.Priority),
+			ReadTimeout:  degradedRequest,
+			WriteTimeout: degradedRequest,
+		}
+		if err := supervise.Serve(ctx, srv, patient, 0); err != nil {
+			log.Error("Nix gets no answer while no agent gives one", "err", err)
+		}
+	}
+}

@@ -43,7 +43,10 @@ func runAgent(ctx context.Context, call cli.AgentCall) error {
 		if err := os.MkdirAll(cfg.State.Dir, 0o700); err != nil {
 			return fmt.Errorf("%w; make it writable or set state.dir", err)
 		}
-		return supervise.Run(ctx, supervise.Config{Addrs: cfg.Substituter.Listen, Args: call.Args, Socket: handoverSocket(cfg), Log: log})
+		return supervise.Run(ctx, supervise.Config{
+			Addrs: cfg.Substituter.Listen, Args: call.Args, Socket: handoverSocket(cfg), Log: log,
+			StandIn: standIn(cfg, log),
+		})
 	}
 	a, err := newAgent(cfg, log)
 	if err != nil {
