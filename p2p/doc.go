@@ -44,6 +44,11 @@
 //     as above, type 1: for each NAR its key, a stage (one byte; 0 takes it back), a count and so many byte
 //     ranges that can be had already (first byte and length as uvarints).
 //
+//   - /flurry/dialback/1: the asker says its ports for TCP and QUIC, two bytes each, big-endian. The
+//     answerer dials them at the address that the asker is connected from, and at no other, with the asker's
+//     identity, and answers with a byte for each: 0 not reached, 1 reached, 2 refused (ports below 1024,
+//     a relayed connection, or asked too often). Both end the stream.
+//
 // Every message has a maximum size and every request a progress deadline. The server answers only from
 // its [Catalog], which decides by the reader's audience; it holds no way to ask others.
 package p2p

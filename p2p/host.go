@@ -36,6 +36,8 @@ const (
 	protoHave    protocol.ID = "/flurry/have/1"
 	protoFlights protocol.ID = "/flurry/flights/1"
 	protoGroup   protocol.ID = "/flurry/group/1"
+
+	protoDialBack protocol.ID = "/flurry/dialback/1"
 )
 
 // Config of a Host. The zero value listens nowhere and works as a client.
@@ -85,6 +87,7 @@ type Host struct {
 	group     *group
 	dialer    *dialer
 	slots     *sendSlots
+	dialBacks dialBacks
 	upload    *throttle
 	download  *throttle
 	talk      *rate.Limiter // of log lines that strangers can cause
@@ -113,6 +116,7 @@ func New(cfg Config, id *Identity, catalog Catalog) (*Host, error) {
 	if cfg.Internet != nil && cfg.Internet.Public != nil {
 		h.remotes.public = cfg.Internet.Public
 	}
+	h.dialBacks.byPeer = map[peer.ID]*rate.Limiter{}
 	h.peers = peerTable{host: h, byID: map[peer.ID]*Peer{}}
 	h.gater = newGater(h)
 	h.dialer = newDialer(h)
@@ -190,6 +194,7 @@ func (h *Host) handleStreams() (err error) {
 	h.host.SetStreamHandler(protoHave, h.inTask(h.receiveHave))
 	h.host.SetStreamHandler(protoGroup, h.inTask(h.answerGroup))
 	h.host.SetStreamHandler(protoFlights, h.inTask(h.hearFlights))
+	h.host.SetStreamHandler(protoDialBack, h.inTask(h.answerDialBack))
 	changed := func(_ network.Network, c network.Conn) { h.settle(c.RemotePeer()) }
 	h.host.Network().Notify(&network.NotifyBundle{ConnectedF: changed, DisconnectedF: changed})
 	return nil

@@ -64,6 +64,8 @@ func newResourceManager(cfg *Config) (network.ResourceManager, error) {
 			protoHave:    {Streams: 4, StreamsInbound: 2, StreamsOutbound: 2},
 			protoFlights: {Streams: 4, StreamsInbound: 2, StreamsOutbound: 2},
 			protoGroup:   {Streams: 4, StreamsInbound: 2, StreamsOutbound: 2},
+
+			protoDialBack: {Streams: 2, StreamsInbound: 1, StreamsOutbound: 1},
 		},
 	}
 	perIP := cfg.ConnectionsPerIP

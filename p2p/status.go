@@ -1,8 +1,14 @@
 package p2p
 
 import (
+	"net/netip"
 	"time"
+
+	ma "github.com/multiformats/go-multiaddr"
 )
+
+// maxAgent is how much of what a peer calls itself is kept, bytes.
+const maxAgent = 64
 
 // States of a peer.
 const (
@@ -25,6 +31,7 @@ type PeerStatus struct {
 	Reason    string        // why it is banned
 	Connected time.Duration // since when, 0 if not
 	Remaining time.Duration // of the ban or the suspicion
+	Agent     string        // what it says it is, such as "flurry/1.0"; "" if not known
 
 	Group       bool  // it proved that it knows the group secret
 	Good        int   // verified transfers, restarts included
@@ -47,6 +54,10 @@ func (p *Peer) status() PeerStatus {
 	s := PeerStatus{ID: p.name, In: p.in.Load(), Out: p.out.Load(), Paths: p.have.Len(), FalseClaims: p.falseClaims.Load()}
 	for _, c := range p.host.host.Network().ConnsToPeer(p.id) {
 		s.Addrs = append(s.Addrs, c.RemoteMultiaddr().String())
+	}
+	if agent, err := p.host.host.Peerstore().Get(p.id, "AgentVersion"); err == nil {
+		text, _ := agent.(string)
+		s.Agent = cleanText(text, maxAgent)
 	}
 	s.HaveDropped = p.host.memory.isMissed(p)
 	p.mu.Lock()
@@ -88,3 +99,12 @@ func (h *Host) HaveMemory() int64 {
 
 // Paused tells whether sharing is paused.
 func (h *Host) Paused() bool { return h.paused.Load() }
+
+// AddrIP returns the IP address of a multiaddr, without its zone.
+func AddrIP(text string) (netip.Addr, bool) {
+	a, err := ma.NewMultiaddr(text)
+	if err != nil {
+		return netip.Addr{}, false
+	}
+	return ipOf(a)
+}

@@ -18,6 +18,7 @@ import (
 type Report struct {
 	Version       string     `json:"version"`
 	PeerID        string     `json:"peer_id,omitempty"`
+	Instance      string     `json:"instance,omitempty"` // random, another at each start; tells who answers at a port
 	UptimeSeconds float64    `json:"uptime_seconds"`
 	Sharing       string     `json:"sharing"` // "on", "paused"
 	Listen        []string   `json:"listen,omitempty"`
@@ -55,6 +56,7 @@ type Peer struct {
 	State         string   `json:"state"` // connected, away, suspect or banned
 	Reason        string   `json:"reason,omitempty"`
 	ConnectedSecs float64  `json:"connected_seconds,omitempty"`
+	Version       string   `json:"version,omitempty"` // what it says it runs
 }
 
 // Bytes counts uncompressed NAR bytes since the agent started.

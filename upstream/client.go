@@ -40,6 +40,7 @@ type Client struct {
 	rtt    rttEstimate
 	last   error // latest trouble
 	lastAt time.Time
+	skew   *time.Duration // its clock minus ours, as of its latest answer; nil unknown
 }
 
 // URL returns the cache's address without credentials, parameters or trailing slash.
@@ -60,6 +61,8 @@ type Status struct {
 	RTT             time.Duration // smoothed time to a small answer's header; 0: not known yet
 	Breaker         string        // "closed", "open" or "probing"
 	RetryAt         time.Time     // while the breaker is open: when it will be probed
+	Skew            time.Duration // its clock minus ours, by its latest answer; see Dated
+	Dated           bool          // an answer told its time
 	XZ              string        // how xz is decoded: "xz program PATH", or "pure Go: " and why
 }
 
@@ -77,6 +80,9 @@ func (c *Client) Status() Status {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.RTT = c.rtt.smooth
+	if c.skew != nil {
+		s.Skew, s.Dated = *c.skew, true
+	}
 	if c.last != nil {
 		s.LastError, s.LastErrorAt = c.last.Error(), c.lastAt
 	}
@@ -126,6 +132,7 @@ func (c *Client) ask(r request) (*http.Response, error) {
 	if err != nil {
 		return nil, c.askFailed(r, err)
 	}
+	c.noteClock(resp.Header, time.Now())
 	switch code := resp.StatusCode; code {
 	case http.StatusOK, http.StatusPartialContent:
 		r.ticket.ok()

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -55,6 +56,11 @@ type agent struct {
 
 	pausing     sync.Mutex  // guards resumeTimer
 	resumeTimer *time.Timer // ends a pause
+
+	instance    string       // random
+	mdns        *mdns.Finder // nil without
+	peerProblem string       // why host is nil
+	checkups    sync.Mutex   // one at a time: neighbours are asked
 }
 
 // softMemory is what the garbage collector aims to stay below, bytes: it works harder before the agent
@@ -64,7 +70,7 @@ const softMemory = 160 << 20
 // newAgent constructs leaves first. It fails only where nothing useful would be left.
 func newAgent(cfg *config.Config, log *slog.Logger) (*agent, error) {
 	debug.SetMemoryLimit(softMemory)
-	a := &agent{cfg: cfg, log: log, started: time.Now()}
+	a := &agent{cfg: cfg, log: log, started: time.Now(), instance: rand.Text()}
 	if err := os.MkdirAll(cfg.State.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("%w; make it writable or set state.dir", err)
 	}
@@ -79,6 +85,7 @@ func newAgent(cfg *config.Config, log *slog.Logger) (*agent, error) {
 		return nil, err
 	}
 	if err := a.newPeers(); err != nil {
+		a.peerProblem = err.Error()
 		a.problem(err)
 	}
 	var near substituter.Site
@@ -154,6 +161,7 @@ func (a *agent) newPeers() error {
 		if err != nil {
 			return err
 		}
+		a.mdns = f
 		a.finders = append(a.finders, f)
 	}
 	if len(cfg.Static) > 0 {
@@ -258,7 +266,7 @@ func (a *agent) shareable(st store.Stats) int {
 func (a *agent) report() status.Report {
 	st, s := a.store.Stats(), &a.nix.Stats
 	r := status.Report{
-		Version: version, UptimeSeconds: time.Since(a.started).Seconds(), Sharing: "on",
+		Version: version, Instance: a.instance, UptimeSeconds: time.Since(a.started).Seconds(), Sharing: "on",
 		Listen: a.cfg.Substituter.Listen, Problems: a.problems, InFlight: a.nix.InFlight(),
 		Store:   status.Store{Paths: st.Paths, ShareablePaths: a.shareable(st), UncheckedPaths: st.Unchecked, Access: st.Access.String()},
 		Bytes:   status.Bytes{FromPeers: s.FromPeers.Load(), FromUpstream: s.FromUpstream.Load(), FromStore: s.FromStore.Load(), ToNix: s.ToNix.Load()},
@@ -287,7 +295,8 @@ func (a *agent) report() status.Report {
 	r.Wire.ToPeers = r.Bytes.ToPeers
 	for _, p := range a.host.Peers() {
 		r.Peers = append(r.Peers, status.Peer{ID: p.ID, Addrs: p.Addrs, Via: p.Via, RTTMillis: status.Millis(p.RTT), BytesPerSec: p.Rate,
-			Paths: p.Paths, BytesIn: p.In, BytesOut: p.Out, State: p.State, Reason: p.Reason, ConnectedSecs: p.Connected.Seconds()})
+			Paths: p.Paths, BytesIn: p.In, BytesOut: p.Out, State: p.State, Reason: p.Reason, ConnectedSecs: p.Connected.Seconds(),
+			Version: p.Agent})
 	}
 	return r
 }

@@ -34,6 +34,7 @@ func (a *agent) serveControl(ctx context.Context) error {
 		Pause:  a.pause,
 		Resume: func() control.Sharing { return a.setPaused(false, nil) },
 		Clear:  a.clear,
+		Doctor: a.checkup,
 		Cache:  a.nix.Handler(http.NotFoundHandler()),
 	})
 	return control.Serve(ctx, ln, h, a.log)

@@ -14,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/flurry-nix/flurry/doctor"
 	"github.com/flurry-nix/flurry/status"
 )
 
@@ -147,6 +148,11 @@ func (c *Client) ID(ctx context.Context) (ID, error) {
 // Keys returns the keys that the agent trusts.
 func (c *Client) Keys(ctx context.Context) (Keys, error) {
 	return get[Keys](ctx, c, http.MethodGet, "/keys", nil)
+}
+
+// Doctor returns what the agent finds of what only it knows.
+func (c *Client) Doctor(ctx context.Context) ([]doctor.Finding, error) {
+	return get[[]doctor.Finding](ctx, c, http.MethodGet, "/doctor", nil)
 }
 
 // Pause stops sharing for d, or until resumed if d is 0.

@@ -12,6 +12,7 @@
 //	GET  /locate?path=P           Location; P is a store path, its base name or its store hash
 //	GET  /id                      ID
 //	GET  /keys                    Keys
+//	GET  /doctor                  []doctor.Finding, of what only the agent knows; takes seconds
 //	POST /pause?duration=10m      Sharing; without duration until resumed
 //	POST /resume                  Sharing
 //	POST /cache/clear?what=W      Cleared; W is all, narinfos, negative or nars
@@ -26,6 +27,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/flurry-nix/flurry/doctor"
 	"github.com/flurry-nix/flurry/status"
 	"github.com/flurry-nix/flurry/verify"
 )
@@ -142,5 +144,6 @@ type Agent struct {
 	Pause  func(time.Duration) Sharing // 0: until resumed
 	Resume func() Sharing
 	Clear  func(context.Context, What) (Cleared, error)
+	Doctor func(context.Context) []doctor.Finding
 	Cache  http.Handler // as on the substituter's port, paths without /cache
 }

@@ -25,6 +25,7 @@ func Handler(a Agent) http.Handler {
 	})
 	answer(mux, "GET /id", a.ID != nil, func(*http.Request) (any, error) { return a.ID(), nil })
 	answer(mux, "GET /keys", a.Keys != nil, func(*http.Request) (any, error) { return a.Keys(), nil })
+	answer(mux, "GET /doctor", a.Doctor != nil, func(r *http.Request) (any, error) { return a.Doctor(r.Context()), nil })
 	answer(mux, "GET /locate", a.Locate != nil, func(r *http.Request) (any, error) {
 		t, err := ParseTarget(r.FormValue("path"))
 		if err != nil {
