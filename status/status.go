@@ -30,6 +30,7 @@ type Report struct {
 	NAR           NAR        `json:"nar"`
 	Site          Site       `json:"site"`
 	InFlight      int        `json:"in_flight"`
+	Flights       []Flight   `json:"flights,omitempty"` // what is in flight, the oldest first
 	Internet      Internet   `json:"internet"`
 	Upstreams     []Upstream `json:"upstreams,omitempty"`
 	Problems      []string   `json:"problems,omitempty"` // what keeps a part from working, each with its remedy
@@ -98,6 +99,14 @@ type Site struct {
 	Slow    int64 `json:"slow"`
 }
 
+// Flight is one NAR on its way.
+type Flight struct {
+	Path string   `json:"path"` // base name
+	Got  int64    `json:"got"`  // bytes of NAR
+	Size int64    `json:"size"`
+	From []string `json:"from"` // peers' ids and upstreams' URLs that send now
+}
+
 // Internet is the part beyond the site.
 type Internet struct {
 	Enabled      bool  `json:"enabled"`
@@ -116,7 +125,7 @@ type Upstream struct {
 
 // Aggregates returns the report without what names a path, a peer, an upstream or this machine.
 func (r Report) Aggregates() Report {
-	r.PeerID, r.Listen, r.Upstreams, r.Problems = "", nil, nil, nil
+	r.PeerID, r.Listen, r.Upstreams, r.Problems, r.Flights = "", nil, nil, nil, nil
 	peers := make([]Peer, 0, len(r.Peers))
 	for _, p := range r.Peers {
 		peers = append(peers, Peer{Via: p.Via, RTTMillis: p.RTTMillis, BytesPerSec: p.BytesPerSec, Paths: p.Paths,

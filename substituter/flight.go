@@ -30,10 +30,11 @@ const (
 // flight fetches one NAR, once, for however many readers. Its run goroutine decides, its legs receive
 // ranges, its hasher follows the contiguous front, its readers wait.
 type flight struct {
-	hash verify.StoreHash
-	v    *verify.Verified
-	all  *flights
-	wire func(int64) // adds up compressed bytes from upstreams
+	hash  verify.StoreHash
+	v     *verify.Verified
+	all   *flights
+	wire  func(int64) // adds up compressed bytes from upstreams
+	began time.Time
 
 	mu       sync.Mutex    // guards all below
 	changed  chan struct{} // closed and replaced at every change

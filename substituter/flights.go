@@ -132,7 +132,7 @@ func (a *flights) open(v *verify.Verified) (*flight, error) {
 	f := &flight{
 		hash: v.Path().Hash(), v: v, all: a, wire: func(n int64) { a.stats.Wire.Add(n) },
 		changed: make(chan struct{}), legs: map[*leg]bool{},
-		spool: s, progress: time.Now(), idle: a.now(),
+		spool: s, progress: time.Now(), idle: a.now(), began: a.now(),
 	}
 	a.byHash[v.NarHash()] = f
 	if old != nil { // it failed; a later request deserves a try of its own

@@ -76,9 +76,9 @@ func addrOf(a net.Addr) netip.Addr {
 	return netip.Addr{}
 }
 
-// fromThisMachine tells whether the request came from this machine: over loopback, from its own
+// FromThisMachine tells whether the request came from this machine: over loopback, from its own
 // address, or over a unix socket.
-func fromThisMachine(r *http.Request) bool {
+func FromThisMachine(r *http.Request) bool {
 	local := localAddr(r)
 	if !local.IsValid() {
 		return true

@@ -174,7 +174,7 @@ func (s *Server) narInfo(w http.ResponseWriter, r *http.Request, name string) {
 		binarycache.NotFound(w)
 		return
 	}
-	if !fromThisMachine(r) {
+	if !FromThisMachine(r) {
 		s.narInfoForStrangers(w, r, h)
 		return
 	}
@@ -228,7 +228,7 @@ func (s *Server) nar(w http.ResponseWriter, r *http.Request, name string) {
 		binarycache.NotFound(w)
 		return
 	}
-	if !fromThisMachine(r) {
+	if !FromThisMachine(r) {
 		if v, err := s.shareable(r.Context(), h); err != nil || v.NarHash() != narHash || !s.narFromStore(w, r, v) {
 			binarycache.NotFound(w)
 		}
@@ -337,7 +337,7 @@ func (s *Server) forwardable(path string) bool {
 
 // forward passes .ls, log/ and the like through from the first upstream that has it.
 func (s *Server) forward(w http.ResponseWriter, r *http.Request) {
-	if fromThisMachine(r) {
+	if FromThisMachine(r) {
 		for _, up := range s.finder.upstreams {
 			if up.CanForward(r.URL.Path) && up.Forward(w, r) == nil {
 				return

@@ -23,6 +23,7 @@ import (
 	"github.com/flurry-nix/flurry/discovery/static"
 	"github.com/flurry-nix/flurry/p2p"
 	"github.com/flurry-nix/flurry/status"
+	"github.com/flurry-nix/flurry/status/page"
 	"github.com/flurry-nix/flurry/store"
 	"github.com/flurry-nix/flurry/substituter"
 	"github.com/flurry-nix/flurry/supervise"
@@ -51,6 +52,7 @@ type agent struct {
 	host      *p2p.Host // nil without peers
 	finders   []discovery.Finder
 	nix       *substituter.Server
+	page      *page.Page
 	problems  []string
 	socket    string // of control; "" for the usual places
 
@@ -101,6 +103,7 @@ func newAgent(cfg *config.Config, log *slog.Logger) (*agent, error) {
 		return nil, err
 	}
 	a.catalog.partial, a.catalog.storeChain, a.catalog.landedChain = a.nix.Partial, a.nix.StoreChain, a.nix.LandedChain
+	a.page = page.New(page.Config{Report: a.report, Local: substituter.FromThisMachine})
 	return a, nil
 }
 
@@ -181,8 +184,9 @@ func (a *agent) run(ctx context.Context, listeners []net.Listener) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.store.Run(ctx) })
 	g.Go(func() error { return a.nix.Run(ctx) })
+	g.Go(func() error { return a.page.Run(ctx) })
 	g.Go(func() error { return a.serveNix(ctx, listeners) })
-	g.Go(func() error { return a.serveControl(ctx) })
+	g.Go(func() error { return a.serveControl(ctx, "http://"+probeAddr(listeners[0].Addr())) })
 	if a.host != nil {
 		g.Go(func() error {
 			if err := a.host.Run(ctx, a.finders...); err != nil {
@@ -216,7 +220,7 @@ func (a *agent) run(ctx context.Context, listeners []net.Listener) error {
 // serveNix answers on the substituter's port.
 func (a *agent) serveNix(ctx context.Context, listeners []net.Listener) error {
 	srv := &http.Server{
-		Handler:           a.nix.Handler(status.Handler(a.report)),
+		Handler:           a.nix.Handler(a.page.Handler(status.Handler(a.report))),
 		ReadHeaderTimeout: headerPatience,
 		BaseContext:       func(net.Listener) context.Context { return ctx },
 		ErrorLog:          slog.NewLogLogger(a.log.Handler(), slog.LevelDebug),
@@ -278,6 +282,9 @@ func (a *agent) report() status.Report {
 	}
 	if st.Err != nil {
 		r.Problems = append(r.Problems[:len(r.Problems):len(r.Problems)], st.Err.Error())
+	}
+	for _, f := range a.nix.Flights() {
+		r.Flights = append(r.Flights, status.Flight{Path: f.Path, Got: f.Got, Size: f.Size, From: f.From})
 	}
 	for _, u := range a.upstreams {
 		us := u.Status()

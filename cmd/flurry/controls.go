@@ -8,12 +8,13 @@ import (
 
 	"github.com/flurry-nix/flurry/cmd/flurry/control"
 	"github.com/flurry-nix/flurry/status"
+	"github.com/flurry-nix/flurry/status/page"
 	"github.com/flurry-nix/flurry/substituter"
 )
 
 // serveControl answers the command line on the control socket. Without the socket the agent still
-// serves Nix.
-func (a *agent) serveControl(ctx context.Context) error {
+// serves Nix. base is where a browser on this machine reaches the page.
+func (a *agent) serveControl(ctx context.Context, base string) error {
 	candidates := control.Candidates(os.Environ(), a.cfg.State.Dir)
 	if a.socket != "" {
 		candidates = []string{a.socket}
@@ -36,6 +37,9 @@ func (a *agent) serveControl(ctx context.Context) error {
 		Clear:  a.clear,
 		Doctor: a.checkup,
 		Cache:  a.nix.Handler(http.NotFoundHandler()),
+		Login: func() control.Dashboard {
+			return control.Dashboard{URL: base + a.page.Login(), Seconds: int(page.TokenLife.Seconds())}
+		},
 	})
 	return control.Serve(ctx, ln, h, a.log)
 }

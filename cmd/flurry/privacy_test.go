@@ -239,7 +239,7 @@ mdns = false
 		if found := r.Search(p2ptest.Canary{Hash: c.path.Hash(), Name: c.path.Name(), NAR: c.nar}); len(found) > 0 {
 			t.Errorf("the path that is %s is named: %v", what, found)
 		}
-		for place, text := range map[string]string{"log": log.String(), "metrics": fetch(t, ln, "/metrics"), "status.json": fetch(t, ln, "/status.json")} {
+		for place, text := range map[string]string{"log": log.String(), "metrics": fetch(t, ln, "/metrics"), "status.json": fetch(t, ln, "/status.json"), "page": fetch(t, ln, "/")} {
 			if strings.Contains(text, c.path.Hash().String()) || strings.Contains(text, c.path.Name()) {
 				t.Errorf("the path that is %s is named in the %s:\n%s", what, place, text)
 			}

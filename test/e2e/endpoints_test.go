@@ -67,7 +67,7 @@ func TestTheSubstituterSpeaksTheBinaryCacheProtocol(t *testing.T) {
 		for _, h := range []map[string]string{
 			{"Host": "evil.example"}, {"Host": "evil.example:" + agentPort}, {"Origin": "http://evil.example"}, {"Origin": "null"}, {"Sec-Fetch-Site": "cross-site"},
 		} {
-			for _, path := range []string{"/nix-cache-info", "/", "/metrics", "/status.json", nar, "/" + storeHash(p.path) + ".narinfo"} {
+			for _, path := range []string{"/nix-cache-info", "/", "/events", "/login?token=x", "/metrics", "/status.json", nar, "/" + storeHash(p.path) + ".narinfo"} {
 				if a := get(path, h); a.status != http.StatusForbidden {
 					t.Errorf("GET %s with %v: status %d, want 403", path, h, a.status)
 				}

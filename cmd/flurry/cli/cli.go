@@ -147,7 +147,7 @@ func (a *App) root() *cobra.Command {
 	root.PersistentFlags().StringVar(&a.socket, "socket", a.env("FLURRY_SOCKET"), "the agent's control `socket` (default: "+control.SocketName+" in $RUNTIME_DIRECTORY, /run/flurry or the state directory)")
 	root.PersistentFlags().StringVar(&a.config, "config", a.env("FLURRY_CONFIG"), "configuration `file` (default: "+config.DefaultPath+", if it exists)")
 	root.AddCommand(a.agentCommand(), a.checkConfigCommand(), a.statusCommand(), a.peersCommand(), a.locateCommand(),
-		a.fetchCommand(), a.doctorCommand(), a.idCommand(), a.pauseCommand(), a.resumeCommand(), a.cacheCommand(), a.secretCommand(), a.versionCommand(), a.genCommand())
+		a.fetchCommand(), a.doctorCommand(), a.idCommand(), a.pauseCommand(), a.resumeCommand(), a.cacheCommand(), a.secretCommand(), a.versionCommand(), a.genCommand(), a.dashboardCommand())
 	return root
 }
 

@@ -153,6 +153,9 @@ func (f *fakeAgent) serve(ts *testscript.TestScript, args []string) {
 				}
 				return control.Cleared{NarInfos: 1234, Negative: 2, NARs: 1, Bytes: 5_000_000}, nil
 			},
+			Login: func() control.Dashboard {
+				return control.Dashboard{URL: "http://127.0.0.1:6490/login?token=ABC", Seconds: 120}
+			},
 			Cache: http.HandlerFunc(f.serveCache),
 		}), nil)
 	}()

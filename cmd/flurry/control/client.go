@@ -169,6 +169,11 @@ func (c *Client) Resume(ctx context.Context) (Sharing, error) {
 	return get[Sharing](ctx, c, http.MethodPost, "/resume", nil)
 }
 
+// Login returns the status page's address with a new token.
+func (c *Client) Login(ctx context.Context) (Dashboard, error) {
+	return get[Dashboard](ctx, c, http.MethodPost, "/login", nil)
+}
+
 // Clear forgets a part of the agent's cache.
 func (c *Client) Clear(ctx context.Context, what What) (Cleared, error) {
 	return get[Cleared](ctx, c, http.MethodPost, "/cache/clear", url.Values{"what": {string(what)}})

@@ -16,6 +16,7 @@
 //	POST /pause?duration=10m      Sharing; without duration until resumed
 //	POST /resume                  Sharing
 //	POST /cache/clear?what=W      Cleared; W is all, narinfos, negative or nars
+//	POST /login                   Dashboard
 //	GET  /cache/…                 the substituter's binary cache protocol
 package control
 
@@ -79,6 +80,12 @@ type Keys struct {
 type Sharing struct {
 	Paused bool       `json:"paused"`
 	Until  *time.Time `json:"until,omitempty"` // nil: until resumed
+}
+
+// Dashboard is the status page's address for one browser.
+type Dashboard struct {
+	URL     string `json:"url"`     // with a token that works once
+	Seconds int    `json:"seconds"` // how long it works
 }
 
 // What names a part of the agent's cache.
@@ -145,5 +152,6 @@ type Agent struct {
 	Resume func() Sharing
 	Clear  func(context.Context, What) (Cleared, error)
 	Doctor func(context.Context) []doctor.Finding
+	Login  func() Dashboard
 	Cache  http.Handler // as on the substituter's port, paths without /cache
 }

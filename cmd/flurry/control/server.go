@@ -45,6 +45,7 @@ func Handler(a Agent) http.Handler {
 		return a.Pause(d), nil
 	})
 	answer(mux, "POST /resume", a.Resume != nil, func(*http.Request) (any, error) { return a.Resume(), nil })
+	answer(mux, "POST /login", a.Login != nil, func(*http.Request) (any, error) { return a.Login(), nil })
 	answer(mux, "POST /cache/clear", a.Clear != nil, func(r *http.Request) (any, error) {
 		what := What(r.FormValue("what"))
 		switch what {

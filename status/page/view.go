@@ -1,0 +1,271 @@
+package page
+
+import (
+	"cmp"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/flurry-nix/flurry/status"
+)
+
+const (
+	maxPeerRows   = 100
+	maxFlightRows = 20
+)
+
+// view is what the templates show: text only, untrusted text cleaned.
+type view struct {
+	Known    bool // logged in
+	State    string
+	Mood     string // class of State: good, idle or bad
+	Headline string
+	Lede     string
+	Shares   []share
+	Figures  []figure
+	Chart    chart
+	Flying   string
+	Flights  []flightRow
+	Peers    []peerRow
+	PeersAll string
+	Caches   []cacheRow
+	CachesUp string
+	Health   healthView
+	Version  string
+	Uptime   string
+}
+
+// share is one part of the bar of all bytes since the start, in percent of its width.
+type share struct {
+	Class, Name, Bytes string
+	From, Width        float64
+}
+
+type figure struct{ Name, Value, Note string }
+
+type flightRow struct {
+	Name, Full, Done, From string
+	Got, Size              int64
+}
+
+type peerRow struct {
+	Name, ID, Short, State, Mood, Via, RTT, Rate, Paths, In, Out, Note string
+}
+
+type cacheRow struct{ URL, State, Mood, RTT, Bytes, Note string }
+
+type healthView struct {
+	Mood, Summary string
+	Findings      []findingRow
+}
+
+type findingRow struct{ Mood, Word, What, Why, Remedy string }
+
+func newView(r status.Report, h Health, checked, known bool, s span, samples []sample, now time.Time) view {
+	problems := r.Problems // counted for everybody
+	if !known {
+		r = r.Aggregates()
+	}
+	v := view{Known: known, Version: clean(r.Version), Uptime: ago(time.Duration(r.UptimeSeconds * float64(time.Second)))}
+	v.Chart = newChart(s, samples)
+	v.peers(r)
+	v.sharing(r)
+	v.figures(r)
+	v.flights(r)
+	v.caches(r)
+	v.health(problems, h, checked, now)
+	return v
+}
+
+func (v *view) sharing(r status.Report) {
+	neighbours := 0
+	for _, p := range r.Peers {
+		if p.State == "connected" {
+			neighbours++
+		}
+	}
+	switch r.Sharing {
+	case "on":
+		v.State, v.Mood = "Sharing", "good"
+		v.Lede = fmt.Sprintf("%s offered to %s.", count(r.Store.ShareablePaths, "store path"), count(neighbours, "neighbour"))
+		if neighbours == 0 {
+			v.Lede = fmt.Sprintf("%s to offer; no neighbour is connected.", count(r.Store.ShareablePaths, "store path"))
+		}
+	case "paused":
+		v.State, v.Mood = "Paused", "idle"
+		v.Lede = "Neighbours get nothing from here; Nix is served as ever."
+	default:
+		v.State, v.Mood = "Not sharing", "bad"
+		v.Lede = "The part that talks to neighbours does not work; Nix is served from central caches."
+	}
+	b := r.Bytes
+	fetched := b.FromPeers + b.FromUpstream
+	v.Headline = "Nothing fetched yet"
+	if fetched > 0 {
+		v.Headline = percent(b.FromPeers, fetched) + " of what was fetched came from neighbours"
+	}
+	all, from := float64(fetched+b.FromStore), 0.0
+	for _, s := range []struct {
+		class, name string
+		n           int64
+	}{{"peers", "neighbours", b.FromPeers}, {"upstream", "central caches", b.FromUpstream}, {"store", "this machine’s store", b.FromStore}} {
+		width := 0.0
+		if all > 0 {
+			width = float64(s.n) / all * 100
+		}
+		v.Shares = append(v.Shares, share{s.class, s.name, bytesText(s.n), from, width})
+		from += width
+	}
+}
+
+func (v *view) figures(r status.Report) {
+	v.Figures = []figure{
+		{"NARs served to Nix", number(r.NAR.Served), bytesText(r.Bytes.ToNix) + " in all"},
+		{"Given to neighbours", bytesText(r.Bytes.ToPeers), "since the start"},
+		{"Central caches sent", bytesText(r.Wire.FromUpstream), "as compressed, on the wire"},
+		{"Mended on the way", number(r.NAR.SwitchedSource), "changes of source, unseen by Nix"},
+		{"Refused", number(r.NAR.Rejected), "NARs that no signature vouched for"},
+		{"Failed", number(r.NAR.Failed), "NARs that nobody could give"},
+	}
+}
+
+func (v *view) flights(r status.Report) {
+	names := map[string]string{}
+	for _, p := range r.Peers {
+		if len(p.Addrs) > 0 {
+			names["peer "+p.ID] = host(p.Addrs[0])
+		}
+	}
+	v.Flying = "Nothing is on its way."
+	if r.InFlight > 0 {
+		v.Flying = count(r.InFlight, "NAR") + " on the way."
+	}
+	for i, f := range r.Flights {
+		if i == maxFlightRows {
+			v.Flying += fmt.Sprintf(" The first %d are listed.", maxFlightRows)
+			break
+		}
+		full := clean(f.Path)
+		name := full
+		if hash, rest, ok := strings.Cut(full, "-"); ok && len(hash) == 32 {
+			name = rest
+		}
+		from := make([]string, len(f.From))
+		for i, source := range f.From {
+			from[i] = cmp.Or(names[source], source)
+		}
+		v.Flights = append(v.Flights, flightRow{
+			Name: name, Full: full, Got: f.Got, Size: max(f.Size, 1), From: clean(strings.Join(from, ", ")),
+			Done: bytesText(f.Got) + " of " + bytesText(f.Size),
+		})
+	}
+}
+
+var peerMoods = map[string]string{"connected": "good", "away": "idle", "suspect": "bad", "banned": "bad"}
+
+// peerWords are a peer's standing in words.
+var peerWords = map[string]string{"connected": "connected", "away": "away", "suspect": "resting after trouble", "banned": "banned for wrong bytes"}
+
+func (v *view) peers(r status.Report) {
+	list := slices.Clone(r.Peers)
+	rank := func(p status.Peer) int {
+		return slices.Index([]string{"away", "banned", "suspect", "connected"}, p.State)
+	}
+	slices.SortStableFunc(list, func(a, b status.Peer) int {
+		return cmp.Or(cmp.Compare(rank(b), rank(a)), cmp.Compare(b.BytesIn, a.BytesIn), cmp.Compare(a.ID, b.ID))
+	})
+	v.PeersAll = count(len(list), "neighbour") + " known."
+	if len(list) == 0 {
+		v.PeersAll = "No neighbour yet. Agents on this network appear within seconds; others are named in peers.static."
+	}
+	if len(list) > maxPeerRows {
+		v.PeersAll += fmt.Sprintf(" The first %d are listed.", maxPeerRows)
+		list = list[:maxPeerRows]
+	}
+	for i, p := range list {
+		name := fmt.Sprintf("Neighbour %d", i+1)
+		if len(p.Addrs) > 0 {
+			name = host(p.Addrs[0])
+		} else if p.ID != "" {
+			name = "no address now"
+		}
+		state := clean(p.State)
+		v.Peers = append(v.Peers, peerRow{
+			Name: name, ID: clean(p.ID), Short: short(clean(p.ID)), State: cmp.Or(peerWords[p.State], state), Mood: cmp.Or(peerMoods[p.State], "idle"),
+			Via: clean(p.Via), RTT: millis(p.RTTMillis), Rate: rateText(p.BytesPerSec), Paths: number(int64(p.Paths)),
+			In: bytesText(p.BytesIn), Out: bytesText(p.BytesOut), Note: clean(p.Reason),
+		})
+	}
+}
+
+// short is the end of an id: the beginnings are all alike.
+func short(id string) string {
+	if r := []rune(id); len(r) > 16 {
+		return "…" + string(r[len(r)-12:])
+	}
+	return id
+}
+
+// host is the address in a multiaddr, or all of what is none.
+func host(addr string) string {
+	parts := strings.Split(addr, "/")
+	if len(parts) > 2 && parts[0] == "" {
+		if ip, err := netip.ParseAddr(parts[2]); err == nil {
+			return ip.String()
+		}
+	}
+	return clean(addr)
+}
+
+func (v *view) caches(r status.Report) {
+	up := 0
+	for _, u := range r.Upstreams {
+		row := cacheRow{URL: clean(u.URL), State: "answers", Mood: "good", RTT: millis(u.RTTMillis), Note: clean(u.LastError)}
+		if u.Reachable {
+			up++
+			row.Note = ""
+		} else {
+			row.State, row.Mood = "does not answer", "bad"
+		}
+		v.Caches = append(v.Caches, row)
+	}
+	v.CachesUp = fmt.Sprintf("%d of %s can be asked, in this order.", up, count(len(r.Upstreams), "central cache"))
+}
+
+var levels = map[Level]struct{ mood, word string }{OK: {"good", "fine"}, Warn: {"idle", "look at it"}, Fail: {"bad", "mend it"}}
+
+func (v *view) health(problems []string, h Health, checked bool, now time.Time) {
+	findings := h.Findings
+	for _, problem := range problems {
+		findings = append(findings[:len(findings):len(findings)], Finding{Level: Fail, What: problem})
+	}
+	bad := map[Level]int{}
+	for _, f := range findings {
+		bad[f.Level]++
+	}
+	v.Health.Mood = "good"
+	switch {
+	case bad[Fail] > 0:
+		v.Health.Mood, v.Health.Summary = "bad", count(bad[Fail], "thing")+" to mend"
+	case bad[Warn] > 0:
+		v.Health.Mood, v.Health.Summary = "idle", count(bad[Warn], "thing")+" to look at"
+	case checked && h.At.IsZero():
+		v.Health.Mood, v.Health.Summary = "idle", "not checked yet"
+	case checked:
+		v.Health.Summary = "all is well; " + count(len(findings), "thing") + " checked " + ago(now.Sub(h.At)) + " ago"
+	default:
+		v.Health.Summary = "nothing amiss that the agent knows of"
+	}
+	if !v.Known {
+		return
+	}
+	for _, l := range []Level{Fail, Warn, OK} {
+		for _, f := range findings {
+			if f.Level == l {
+				v.Health.Findings = append(v.Health.Findings, findingRow{levels[l].mood, levels[l].word, clean(f.What), clean(f.Why), clean(f.Remedy)})
+			}
+		}
+	}
+}
