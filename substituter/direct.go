@@ -45,7 +45,7 @@ func (d *direct) WriteRange(ctx context.Context, w io.Writer, off, length int64)
 			var n int
 			if n, err = d.r.Read(d.buf[:min(int64(len(d.buf)), length-written)]); n > 0 {
 				d.pos += int64(n)
-				d.all.stats.received(src, int64(n))
+				d.all.received(src, int64(n))
 				k, werr := w.Write(d.buf[:n])
 				if written += int64(k); werr != nil {
 					return written, werr

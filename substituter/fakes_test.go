@@ -31,6 +31,8 @@ type world struct {
 	keys        *verify.Keys
 	privateKeys *verify.Keys // the same key, as a private one
 	site        Site
+	internet    Internet
+	offload     bool
 	path        verify.StorePath
 	nar         []byte
 	info        *verify.NarInfo
@@ -120,7 +122,7 @@ func (w *world) makePath(name string, size int) (verify.StorePath, []byte, *veri
 // start runs a server until the test ends.
 func (w *world) start() *Server {
 	w.t.Helper()
-	s, err := New(Config{StateDir: w.dir, Site: w.site, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil))}, w.keys, w.store, w.peers, w.ups)
+	s, err := New(Config{StateDir: w.dir, Site: w.site, Internet: w.internet, Offload: w.offload, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil))}, w.keys, w.store, w.peers, w.ups)
 	if err != nil {
 		w.t.Fatal(err)
 	}

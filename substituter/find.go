@@ -54,6 +54,7 @@ type finder struct {
 	store     Store
 	peers     Peers
 	upstreams []Upstream
+	internet  Internet // nil without it
 	disk      *narInfoCache
 	memory    *lru.Cache[verify.StoreHash, *found]
 	misses    *lru.Cache[verify.StoreHash, time.Time]
@@ -185,11 +186,16 @@ type question struct {
 // narinfo that accept likes (nil: any) wins.
 func (f *finder) ask(ctx context.Context, h verify.StoreHash, holders []Peer, accept func(*verify.Verified) bool) (*found, error) {
 	var list []question
-	for _, p := range holders[:min(len(holders), peersAsked)] {
+	for _, p := range firstOf(holders, peersAsked) {
 		list = append(list, f.peerQuestion(p, h))
 	}
 	for _, up := range f.upstreams {
 		list = append(list, f.upstreamQuestion(up, h))
+	}
+	if f.internet != nil { // those told that they have it, and are slower than a central cache that answers
+		for _, p := range firstOf(f.internet.Told(h.Digest(), 0), peersAsked) {
+			list = append(list, f.peerQuestion(p, h))
+		}
 	}
 	got, errs := race(ctx, list, accept)
 	if got != nil {
@@ -206,6 +212,8 @@ func (f *finder) ask(ctx context.Context, h verify.StoreHash, holders []Peer, ac
 	}
 	return nil, ErrAbsent
 }
+
+func firstOf(list []Peer, n int) []Peer { return list[:min(len(list), n)] }
 
 func (f *finder) peerQuestion(p Peer, h verify.StoreHash) question {
 	hedge := min(max(4*p.RTT(), peerHedgeLeast), peerHedgeMost)

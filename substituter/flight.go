@@ -404,7 +404,7 @@ func (f *flight) arrived(l *leg, g span) {
 	f.written = f.written.add(g.from, g.to)
 	f.progress = time.Now()
 	l.got += g.len()
-	f.all.stats.received(l.src, g.len())
+	f.all.received(l.src, g.len())
 	if l.src.streams() && f.prefix == g.from {
 		f.prefix = g.to
 	}

@@ -28,16 +28,25 @@ const (
 type Stats struct {
 	FromPeers, FromUpstream, FromStore, ToNix atomic.Int64
 	Wire                                      atomic.Int64 // from upstreams, as sent
+	FromInternet                              atomic.Int64 // the part of FromPeers that came from beyond the site
 	NarInfoHits, NarInfoMisses                atomic.Int64
 	Served, Failed, Switched, Rejected        atomic.Int64 // NARs; changes of source mid-NAR; mismatches
 	Beside                                    Beside
 }
 
-func (s *Stats) received(src source, n int64) {
+// received counts n bytes of a NAR.
+func (a *flights) received(src source, n int64) {
+	_, beyond := src.(farSource)
+	if beyond {
+		a.stats.FromInternet.Add(n)
+	}
 	if src.fromPeer() {
-		s.FromPeers.Add(n)
+		a.stats.FromPeers.Add(n)
 	} else {
-		s.FromUpstream.Add(n)
+		a.stats.FromUpstream.Add(n)
+	}
+	if a.internet != nil && (beyond || !src.fromPeer()) {
+		a.farGate.count(time.Now(), n, beyond)
 	}
 }
 
@@ -58,6 +67,10 @@ type flights struct {
 	upstreamRate atomic.Int64 // NAR bytes per second that the central caches lately gave, 0 unknown
 	distrust     sync.Map     // upstream URL → time.Time until which it is asked last
 	keep         int64        // bytes of landed spools kept for latecomers
+
+	internet Internet // nil without it
+	offload  bool     // agents of the internet before the central cache
+	farGate  farGate
 
 	changed chan struct{} // gets a token when a flight landed or was asked for
 

@@ -38,6 +38,7 @@ type plan struct {
 	last     error
 	digest   verify.PathDigest
 	claim    claim
+	far      *far     // nil until agents beyond the site are looked for
 	near     []Flying // neighbours' progress, as of this round of scheduling
 }
 
@@ -69,6 +70,13 @@ func (p *plan) candidates() []source {
 			list = append(list, partialSource{peerSource{n.Peer}, held})
 		}
 	}
+	var beyond []source
+	for _, peer := range p.farPeers() {
+		beyond = append(beyond, farSource{peerSource{peer}})
+	}
+	if p.f.all.offload {
+		list, beyond = append(list, beyond...), nil
+	}
 	var last []source
 	for _, up := range p.f.all.finder.upstreams {
 		if s := (upstreamSource{up, p.f.all}); s.distrusted() {
@@ -77,7 +85,7 @@ func (p *plan) candidates() []source {
 			list = append(list, s)
 		}
 	}
-	return append(list, last...)
+	return slices.Concat(list, beyond, last)
 }
 
 // ready returns the sources that are not at work, the most promising first.
@@ -111,9 +119,12 @@ func (p *plan) schedule(start func(*leg)) {
 	p.dismiss()
 	p.yield()
 	p.near = p.flying()
+	if len(p.f.all.finder.upstreams) == 0 {
+		p.lookFar()
+	}
 	for _, src := range p.ready() {
 		l := p.assign(src)
-		if l == nil || !src.fromPeer() && !p.mayAskUpstream() {
+		if l == nil || !src.fromPeer() && !(p.mayAskUpstream() && p.goUpstream()) {
 			continue
 		}
 		p.f.mu.Lock()
@@ -152,6 +163,16 @@ func (p *plan) assign(src source) *leg {
 			return nil
 		}
 		return l
+	}
+	if src, ok := src.(farSource); ok {
+		run, ok, ordinary := p.assignFar(src, now)
+		if ok {
+			l.pos, l.end = run.from, run.to
+			return l
+		}
+		if !ordinary {
+			return nil
+		}
 	}
 	if g, ok := busy.gap(0, f.v.NarSize()); ok {
 		l.pos, l.end = g.from, g.to
@@ -255,6 +276,7 @@ func (p *plan) limit() time.Duration {
 // ended takes note of how a leg went. One that was silent when its bytes came from elsewhere is to
 // blame; one that merely came second is not.
 func (p *plan) ended(l *leg, err error) {
+	p.rated(l)
 	if err == nil {
 		return
 	}

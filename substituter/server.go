@@ -29,6 +29,8 @@ type Config struct {
 	CacheSize    int64         // bytes on disk, for NARs on their way or kept for latecomers and for narinfos; default 1 GiB
 	Linger       time.Duration // how long a landed NAR stays after its last reader; default 1 minute
 	Site         Site          // neighbours to share downloads with; nil for none
+	Internet     Internet      // agents beyond the site; nil for none
+	Offload      bool          // ask those before the central cache, and not only where they are quicker
 	Log          *slog.Logger
 	Now          func() time.Time // nil means time.Now
 }
@@ -75,12 +77,13 @@ func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Up
 	}
 	s.finder = &finder{
 		storeDir: cfg.StoreDir, keys: keys, store: store, peers: peers, upstreams: upstreams,
-		disk: newNarInfoCache(narInfos, cfg.CacheSize/narInfoShare, cfg.Now, cfg.Log), memory: memory, misses: misses, log: cfg.Log, now: cfg.Now, started: cfg.Now(),
+		disk: newNarInfoCache(narInfos, cfg.CacheSize/narInfoShare, cfg.Now, cfg.Log), memory: memory, misses: misses, internet: cfg.Internet, log: cfg.Log, now: cfg.Now, started: cfg.Now(),
 	}
 	if s.flights.chains, err = newChains(chainDir, cfg.Log); err != nil {
 		return nil, err
 	}
 	s.flights.site, s.flights.linger = cfg.Site, cfg.Linger
+	s.flights.internet, s.flights.offload = cfg.Internet, cfg.Offload
 	s.flights.dir, s.flights.finder, s.flights.stats = spools, s.finder, &s.Stats
 	s.flights.log, s.flights.now, s.flights.keep = cfg.Log, cfg.Now, cfg.CacheSize
 	s.flights.create = createSpoolFile

@@ -124,6 +124,9 @@ func (p *plan) news() <-chan struct{} {
 // waiting tells whether it is right to have no leg now: a claim settles, or a neighbour is about to have
 // bytes.
 func (p *plan) waiting() bool {
+	if p.farPending() {
+		return true
+	}
 	s := p.site()
 	return s != nil && (p.claim.stage == StageClaiming || p.claim.stage == StageFollowing && p.leader(s))
 }
