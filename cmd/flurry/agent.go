@@ -103,7 +103,7 @@ func newAgent(cfg *config.Config, log *slog.Logger) (*agent, error) {
 		return nil, err
 	}
 	a.catalog.partial, a.catalog.storeChain, a.catalog.landedChain = a.nix.Partial, a.nix.StoreChain, a.nix.LandedChain
-	a.page = page.New(page.Config{Report: a.report, Local: substituter.FromThisMachine})
+	a.page = page.New(page.Config{Report: a.report, Check: a.findings, Local: substituter.FromThisMachine})
 	return a, nil
 }
 

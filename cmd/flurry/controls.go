@@ -112,3 +112,11 @@ func (a *agent) clear(_ context.Context, what control.What) (c control.Cleared, 
 	}
 	return c, err
 }
+
+// findings are the agent's half of the doctor's, as the page shows them.
+func (a *agent) findings(ctx context.Context) (out []page.Finding) {
+	for _, f := range a.checkup(ctx) {
+		out = append(out, page.Finding{Level: page.Level(f.Level), What: f.Check + ": " + f.What, Why: f.Why, Remedy: f.Remedy, NixOS: f.NixOS})
+	}
+	return out
+}

@@ -23,6 +23,8 @@ import (
 
 const (
 	refresh    = 2 * time.Second  // between looks of an open page: quick enough to follow a copy
+	checkEvery = 5 * time.Minute  // between checks while somebody looks
+	checkLimit = time.Minute      // a check that takes longer tells what it found
 	heartbeat  = 15 * time.Second // a silent stream says that it lives
 	maxStreams = 32               // open pages that are kept up to date
 	writeLimit = 10 * time.Second // a browser that takes no more is let go
@@ -36,6 +38,7 @@ type Level string
 // Levels of a finding.
 const (
 	OK   Level = "ok"
+	Note Level = "note" // cannot be told, or is off by choice
 	Warn Level = "warn"
 	Fail Level = "fail"
 )
@@ -45,19 +48,22 @@ type Finding struct {
 	Level  Level
 	What   string
 	Why    string // why it matters
-	Remedy string // the command or option that mends it
+	Remedy string // the command or change that mends it
+	NixOS  string // the option that does it on NixOS
 }
 
-// Health is the outcome of the latest checks.
-type Health struct {
-	At       time.Time // zero: not yet checked
-	Findings []Finding
+// health is the outcome of the latest check.
+type health struct {
+	at       time.Time // zero: not yet checked
+	findings []Finding
 }
 
 // Config wires a Page. Report is required.
 type Config struct {
 	Report func() status.Report // quick, safe for concurrent use
-	Health func() Health        // likewise; nil leaves only the report's problems
+	// Check looks for what is wrong and may take its time; it is asked while a page is open. nil leaves
+	// only the report's problems.
+	Check func(context.Context) []Finding
 	// Local tells whether a request came from this machine; others are never logged in. nil: all are.
 	Local func(*http.Request) bool
 	Now   func() time.Time // nil means time.Now
@@ -69,10 +75,12 @@ type Page struct {
 	sessions sessions
 	history  history
 	streams  chan struct{} // a place for each open page
+	looked   chan struct{} // gets a token when somebody looks
 
 	mu      sync.Mutex // guards all below
 	latest  status.Report
 	askedAt time.Time
+	health  health
 }
 
 // New makes a Page.
@@ -83,11 +91,16 @@ func New(cfg Config) *Page {
 	if cfg.Local == nil {
 		cfg.Local = func(*http.Request) bool { return true }
 	}
-	return &Page{cfg: cfg, sessions: newSessions(cfg.Now), streams: make(chan struct{}, maxStreams)}
+	return &Page{cfg: cfg, sessions: newSessions(cfg.Now), streams: make(chan struct{}, maxStreams), looked: make(chan struct{}, 1)}
 }
 
-// Run takes samples of the byte counters until ctx ends.
+// Run takes samples of the byte counters, and checks while somebody looks, until ctx ends.
 func (p *Page) Run(ctx context.Context) error {
+	var checks sync.WaitGroup
+	defer checks.Wait()
+	if p.cfg.Check != nil {
+		checks.Go(func() { p.keepChecking(ctx) })
+	}
 	tick := time.NewTicker(sampleEvery)
 	defer tick.Stop()
 	for {
@@ -98,6 +111,32 @@ func (p *Page) Run(ctx context.Context) error {
 			return nil
 		}
 	}
+}
+
+// keepChecking checks when somebody looks and the latest check is old.
+func (p *Page) keepChecking(ctx context.Context) {
+	for {
+		select {
+		case <-p.looked:
+		case <-ctx.Done():
+			return
+		}
+		if at := p.checked().at; !at.IsZero() && p.cfg.Now().Sub(at) < checkEvery {
+			continue
+		}
+		limited, cancel := context.WithTimeout(ctx, checkLimit)
+		found := p.cfg.Check(limited)
+		cancel()
+		p.mu.Lock()
+		p.health = health{p.cfg.Now(), found}
+		p.mu.Unlock()
+	}
+}
+
+func (p *Page) checked() health {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.health
 }
 
 // Login returns a path with a token that logs one browser in, once and within [TokenLife].
@@ -145,12 +184,14 @@ func (p *Page) known(r *http.Request) bool {
 
 // view is what the templates show to r's sender.
 func (p *Page) view(r *http.Request) view {
-	rep, health := p.report(), Health{}
-	if p.cfg.Health != nil {
-		health = p.cfg.Health()
+	select {
+	case p.looked <- struct{}{}:
+	default:
 	}
 	span := spanOf(r.URL.Query().Get("span"))
-	return newView(rep, health, p.cfg.Health != nil, p.known(r), span, p.history.samples(span), p.cfg.Now())
+	v := newView(p.report(), p.known(r), span, p.history.samples(span))
+	v.health(p.report().Problems, p.checked(), p.cfg.Check != nil, p.cfg.Now())
+	return v
 }
 
 func (p *Page) whole(w http.ResponseWriter, r *http.Request) {

@@ -111,7 +111,8 @@ func TestAnotherMachineIsNeverLoggedIn(t *testing.T) {
 }
 
 func TestEverybodySeesAggregatesOnly(t *testing.T) {
-	_, h := newPage(Config{Health: lively})
+	p, h := newPage(Config{Check: lively})
+	p.health = health{time.Now(), lively(t.Context())}
 	got := body(t, get(h, "/"))
 	for _, secret := range []string{private, "12D3KooW", "192.168.1", "example.", "upnp", "wlan0", "NAR does not match"} {
 		if strings.Contains(got, secret) {
@@ -194,6 +195,36 @@ func TestAPageThatIsClosedCostsNothing(t *testing.T) {
 			t.Fatal(len(p.streams), "streams go on without a reader")
 		}
 	}
+}
+
+func TestChecksAreMadeWhileSomebodyLooksAndNotOftener(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		checks := 0
+		p, h := newPage(Config{Check: func(context.Context) []Finding {
+			checks++
+			return []Finding{{Level: Fail, What: "something is wrong"}}
+		}})
+		ctx, stop := context.WithCancel(t.Context())
+		ended := make(chan error, 1)
+		go func() { ended <- p.Run(ctx) }()
+		time.Sleep(time.Hour)
+		if checks != 0 {
+			t.Error("nobody looks, yet", checks, "checks were made")
+		}
+		for i := range 20 {
+			get(h, "/")
+			synctest.Wait()
+			if want := i/10 + 1; checks != want {
+				t.Errorf("%d checks after %d looks, want %d", checks, i+1, want)
+			}
+			time.Sleep(checkEvery / 10)
+		}
+		if got := body(t, get(h, "/", get(h, p.Login()).Cookies()[0])); !strings.Contains(got, "something is wrong") {
+			t.Error("what the check found is not shown")
+		}
+		stop()
+		<-ended
+	})
 }
 
 func TestTheHistoryAddsUp(t *testing.T) {

@@ -1,8 +1,8 @@
 package page
 
 import (
+	"context"
 	"strings"
-	"time"
 
 	"github.com/flurry-nix/flurry/status"
 )
@@ -54,11 +54,12 @@ func hostileReport() status.Report {
 }
 
 // lively is a health report with one finding of each level.
-func lively() Health {
-	return Health{At: time.Now(), Findings: []Finding{
+func lively(context.Context) []Finding {
+	return []Finding{
 		{Level: OK, What: "Nix asks this agent first"},
-		{Level: Warn, What: "Multicast packets do not come back on wlan0", Why: "Neighbours on this network are not found by themselves.", Remedy: `peers.static = ["192.168.1.23"]`},
-	}}
+		{Level: Warn, What: "Multicast packets do not come back on wlan0", Why: "Neighbours on this network are not found by themselves.", Remedy: `peers.static = ["192.168.1.23"]`, NixOS: `services.flurry.settings.peers.static = [ "192.168.1.23" ];`},
+		{Level: Note, What: "Nobody could be asked whether port 6491 is reachable"},
+	}
 }
 
 // fillHistory gives a page a day that looks like one.

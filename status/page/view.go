@@ -61,10 +61,10 @@ type healthView struct {
 	Findings      []findingRow
 }
 
-type findingRow struct{ Mood, Word, What, Why, Remedy string }
+type findingRow struct{ Mood, Word, What, Why, Remedy, NixOS string }
 
-func newView(r status.Report, h Health, checked, known bool, s span, samples []sample, now time.Time) view {
-	problems := r.Problems // counted for everybody
+// newView shows all but health.
+func newView(r status.Report, known bool, s span, samples []sample) view {
 	if !known {
 		r = r.Aggregates()
 	}
@@ -75,7 +75,6 @@ func newView(r status.Report, h Health, checked, known bool, s span, samples []s
 	v.figures(r)
 	v.flights(r)
 	v.caches(r)
-	v.health(problems, h, checked, now)
 	return v
 }
 
@@ -234,12 +233,15 @@ func (v *view) caches(r status.Report) {
 	v.CachesUp = fmt.Sprintf("%d of %s can be asked, in this order.", up, count(len(r.Upstreams), "central cache"))
 }
 
-var levels = map[Level]struct{ mood, word string }{OK: {"good", "fine"}, Warn: {"idle", "look at it"}, Fail: {"bad", "mend it"}}
+var levels = map[Level]struct{ mood, word string }{
+	OK: {"good", "fine"}, Note: {"idle", "note"}, Warn: {"idle", "look at it"}, Fail: {"bad", "mend it"},
+}
 
-func (v *view) health(problems []string, h Health, checked bool, now time.Time) {
-	findings := h.Findings
+// health shows what is wrong: to everybody how much, with names only who is logged in.
+func (v *view) health(problems []string, h health, checks bool, now time.Time) {
+	findings := slices.Clone(h.findings)
 	for _, problem := range problems {
-		findings = append(findings[:len(findings):len(findings)], Finding{Level: Fail, What: problem})
+		findings = append(findings, Finding{Level: Fail, What: problem})
 	}
 	bad := map[Level]int{}
 	for _, f := range findings {
@@ -251,20 +253,20 @@ func (v *view) health(problems []string, h Health, checked bool, now time.Time) 
 		v.Health.Mood, v.Health.Summary = "bad", count(bad[Fail], "thing")+" to mend"
 	case bad[Warn] > 0:
 		v.Health.Mood, v.Health.Summary = "idle", count(bad[Warn], "thing")+" to look at"
-	case checked && h.At.IsZero():
-		v.Health.Mood, v.Health.Summary = "idle", "not checked yet"
-	case checked:
-		v.Health.Summary = "all is well; " + count(len(findings), "thing") + " checked " + ago(now.Sub(h.At)) + " ago"
+	case checks && h.at.IsZero():
+		v.Health.Mood, v.Health.Summary = "idle", "being checked"
+	case checks:
+		v.Health.Summary = "all is well: " + count(len(findings), "check") + ", " + ago(now.Sub(h.at)) + " ago"
 	default:
 		v.Health.Summary = "nothing amiss that the agent knows of"
 	}
 	if !v.Known {
 		return
 	}
-	for _, l := range []Level{Fail, Warn, OK} {
+	for _, l := range []Level{Fail, Warn, Note, OK} {
 		for _, f := range findings {
 			if f.Level == l {
-				v.Health.Findings = append(v.Health.Findings, findingRow{levels[l].mood, levels[l].word, clean(f.What), clean(f.Why), clean(f.Remedy)})
+				v.Health.Findings = append(v.Health.Findings, findingRow{levels[l].mood, levels[l].word, clean(f.What), clean(f.Why), clean(f.Remedy), clean(f.NixOS)})
 			}
 		}
 	}
