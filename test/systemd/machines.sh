@@ -5,6 +5,31 @@
 # Expects LAB_PREFIX, LAB_DIR, units (directory of rendered units), bin (directory of the programs) and
 # corpus. Everything is below $LAB_DIR.
 
+# in_cgroups NAME COMMAND...: where nspawn gets what it needs: a delegated part of a cgroup hierarchy's
+# own root, mounted where systemd looks.
+in_cgroups() {
+    # shellcheck disable=SC2016
+    exec setsid unshare -m -C bash -euc '
+        umount -R /sys/fs/cgroup
+        mount -t cgroup2 none /sys/fs/cgroup
+        mkdir -p "/sys/fs/cgroup/$1"
+        echo $$ >"/sys/fs/cgroup/$1/cgroup.procs"
+        exec "${@:2}"
+    ' in_cgroups "$@"
+}
+
+# can_boot: whether nspawn works here at all; says why not.
+can_boot() {
+    local r
+    r=$(mktemp -d "$LAB_DIR/probe.XXXX")
+    mkdir -p "$r"/{usr,etc,root,proc,sys,dev,run,tmp,var}
+    ln -s usr/bin usr/lib "$r/"
+    if [ -d /usr/lib64 ]; then ln -s usr/lib64 "$r/"; fi
+    touch "$r/etc/os-release"
+    (in_cgroups "$LAB_PREFIX-probe" systemd-nspawn --quiet --as-pid2 --register=no --keep-unit --directory="$r" --bind-ro=/usr:/usr \
+        --machine="$LAB_PREFIX-probe" --resolv-conf=off --timezone=off --link-journal=no --console=pipe /usr/bin/true) 2>&1 </dev/null
+}
+
 machine_root() { echo "$LAB_DIR/root$1"; }
 
 # make_root I: what an installation would put there. /usr is mounted by nspawn.
@@ -57,17 +82,11 @@ CONF
 boot() {
     local r log=$LAB_DIR/boot$1.log pidfile=$LAB_DIR/nspawn$1.pid t
     r=$(machine_root "$1")
-    # Of its own cgroup hierarchy's root nspawn needs a delegated part, and a mount where systemd looks.
-    setsid unshare -m -C bash -euc '
-        umount -R /sys/fs/cgroup
-        mount -t cgroup2 none /sys/fs/cgroup
-        mkdir -p "/sys/fs/cgroup/$1"
-        echo $$ >"/sys/fs/cgroup/$1/cgroup.procs"
-        exec "${@:2}"
-    ' boot "$LAB_PREFIX-m$1" \
-        systemd-nspawn --quiet --boot --register=no --keep-unit --directory="$r" --bind-ro=/usr:/usr --machine="$LAB_PREFIX-m$1" \
-        --network-namespace-path="/run/netns/$LAB_PREFIX-m$1" --resolv-conf=off --timezone=off --link-journal=no --console=pipe \
-        </dev/null >"$log" 2>&1 &
+    (
+        in_cgroups "$LAB_PREFIX-m$1" \
+            systemd-nspawn --quiet --boot --register=no --keep-unit --directory="$r" --bind-ro=/usr:/usr --machine="$LAB_PREFIX-m$1" \
+            --network-namespace-path="/run/netns/$LAB_PREFIX-m$1" --resolv-conf=off --timezone=off --link-journal=no --console=pipe
+    ) </dev/null >"$log" 2>&1 &
     echo $! >"$pidfile"
     for ((t = 0; t < 300; t++)); do
         if leader "$1" >/dev/null && on "$1" systemctl is-active --quiet test.target 2>/dev/null; then return; fi
