@@ -162,11 +162,11 @@ type narBody struct {
 }
 
 func (b *narBody) Read(buf []byte) (int, error) {
-	buf = b.p.host.download.piece(buf)
+	buf = b.p.host.download.Piece(buf)
 	n, err := b.ReadCloser.Read(buf)
 	b.n += int64(n)
 	b.p.in.Add(int64(n))
-	if werr := b.p.host.download.wait(b.ctx, n); werr != nil && err == nil {
+	if werr := b.p.host.download.Wait(b.ctx, n); werr != nil && err == nil {
 		err = werr
 	}
 	return n, err

@@ -28,6 +28,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/flurry-nix/flurry/discovery"
+	"github.com/flurry-nix/flurry/internal/throttle"
 )
 
 // Protocols of the wire, see the package documentation.
@@ -52,8 +53,10 @@ type Config struct {
 	ConnectionsPerIP int
 	// Networks are those that peers may be in, static peers and loopback excepted; nil means everywhere.
 	Networks []netip.Prefix
-	// Upload and Download bound the NAR bytes per second to and from all peers; 0 means unlimited.
-	Upload, Download int64
+	// Upload bounds the NAR bytes per second to all peers; 0 means unlimited.
+	Upload int64
+	// Download bounds those from all peers, and from whom else it is given to; nil means unlimited.
+	Download *throttle.Throttle
 
 	// Internet is nil for a host that stays within its site.
 	Internet *Internet
@@ -88,8 +91,8 @@ type Host struct {
 	dialer    *dialer
 	slots     *sendSlots
 	dialBacks dialBacks
-	upload    *throttle
-	download  *throttle
+	upload    *throttle.Throttle
+	download  *throttle.Throttle
 	talk      *rate.Limiter // of log lines that strangers can cause
 	sent      atomic.Int64  // NAR bytes to all peers
 	chains    atomic.Int32  // that peers wait for
@@ -104,7 +107,7 @@ type Host struct {
 // New opens the listeners. It fails only if none of them could be opened, or for a weak secret.
 func New(cfg Config, id *Identity, catalog Catalog) (*Host, error) {
 	h := &Host{cfg: cfg, log: cfg.Log, now: cfg.Now, catalog: catalog, journal: newJournal(), board: newFlightBoard(),
-		upload: newThrottle(cfg.Upload), download: newThrottle(cfg.Download),
+		upload: throttle.New(cfg.Upload), download: cfg.Download,
 		slots: newSendSlots(maxSending), talk: rate.NewLimiter(5, 50)}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)

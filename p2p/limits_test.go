@@ -1,14 +1,12 @@
 package p2p
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
 	"io"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,50 +20,6 @@ import (
 	"github.com/flurry-nix/flurry/p2p/p2ptest"
 	"github.com/flurry-nix/flurry/verify"
 )
-
-func TestARateHoldsForAllTogetherWithinFivePercent(t *testing.T) {
-	for _, perSecond := range []int64{64 << 10, 1_250_000, 12_500_000, 125_000_000} {
-		synctest.Test(t, func(t *testing.T) {
-			l := newThrottle(perSecond)
-			start := time.Now()
-			var wg sync.WaitGroup
-			const flows = 7
-			each := int(perSecond) * 3 / flows
-			for range flows {
-				wg.Go(func() {
-					w := l.writer(t.Context(), io.Discard)
-					for left := each; left > 0; left -= 100_000 {
-						if _, err := w.Write(make([]byte, min(left, 100_000))); err != nil {
-							t.Error(err)
-						}
-					}
-				})
-			}
-			wg.Wait()
-			got := float64(flows*each) / time.Since(start).Seconds()
-			if r := got / float64(perSecond); r < 0.95 || r > 1.05 {
-				t.Errorf("%d bytes/s asked, %.0f got", perSecond, got)
-			}
-		})
-	}
-}
-
-func TestNoLimitCostsNothing(t *testing.T) {
-	var l *throttle = newThrottle(0)
-	var w bytes.Buffer
-	if l.writer(t.Context(), &w) != io.Writer(&w) || len(l.piece(make([]byte, 1<<20))) != 1<<20 || l.wait(t.Context(), 1<<30) != nil {
-		t.Error("an unlimited flow is touched")
-	}
-}
-
-func TestAThrottledWaitEndsWithItsReader(t *testing.T) {
-	l := newThrottle(1000)
-	ctx, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := l.writer(ctx, io.Discard).Write(make([]byte, 1<<20)); err == nil {
-		t.Error("it goes on")
-	}
-}
 
 func TestNARsToPeersAreCapped(t *testing.T) {
 	s := newSendSlots(3)

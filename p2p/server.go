@@ -14,6 +14,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 
 	"github.com/flurry-nix/flurry/binarycache"
+	"github.com/flurry-nix/flurry/internal/throttle"
 	"github.com/flurry-nix/flurry/verify"
 )
 
@@ -250,11 +251,11 @@ func busy(w http.ResponseWriter) {
 // throttledContent is content that leaves no quicker than the upload limit.
 type throttledContent struct {
 	binarycache.Content
-	limit *throttle
+	limit *throttle.Throttle
 }
 
 func (c throttledContent) WriteRange(ctx context.Context, w io.Writer, off, n int64) (int64, error) {
-	return c.Content.WriteRange(ctx, c.limit.writer(ctx, w), off, n)
+	return c.Content.WriteRange(ctx, c.limit.Writer(ctx, w), off, n)
 }
 
 // logMiss logs what is not a plain absence; never the path, which may be private.

@@ -265,7 +265,7 @@ func (b *body) readOnce(p []byte) (int, error) {
 	}
 	start := time.Now()
 	b.watch.Reset(idle)
-	n, err := b.rc.Read(p)
+	n, err := b.rc.Read(b.c.limit.Piece(p))
 	b.watch.Stop()
 	if err != nil && err != io.EOF && context.Cause(b.rctx) != nil {
 		err = context.Cause(b.rctx)
@@ -276,6 +276,9 @@ func (b *body) readOnce(p []byte) (int, error) {
 			err = errTooSlow
 		}
 		b.waited, b.windowed = 0, 0
+	}
+	if werr := b.c.limit.Wait(b.rctx, n); werr != nil && err == nil {
+		err = werr
 	}
 	return n, err
 }

@@ -14,6 +14,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/flurry-nix/flurry/internal/throttle"
 	"github.com/flurry-nix/flurry/verify"
 )
 
@@ -25,6 +26,7 @@ type Client struct {
 	storeDir string
 	agent    string
 	secrets  http.Header
+	limit    *throttle.Throttle
 	log      *slog.Logger
 	t        Timeouts
 	http     *http.Client

@@ -13,6 +13,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/flurry-nix/flurry/internal/throttle"
 	"github.com/flurry-nix/flurry/verify"
 )
 
@@ -33,6 +34,8 @@ type Config struct {
 	StoreDir string
 	// UserAgent is sent with every request; "" is "flurry".
 	UserAgent string
+	// Limit bounds the bytes per second that are received, with whom else it is given to; nil does not.
+	Limit *throttle.Throttle
 	// Log receives what an operator should know; nil discards.
 	Log *slog.Logger
 	// Timeouts bound every wait; zero fields take their defaults.
@@ -96,7 +99,7 @@ func New(cfg Config, keys *verify.Keys) (*Client, error) {
 	if keys == nil || keys.Len() == 0 {
 		return nil, fmt.Errorf("upstream %s: no keys: nothing from it could be trusted; set the upstream's keys", base)
 	}
-	c := &Client{base: base, keys: keys, storeDir: cfg.StoreDir, agent: cfg.UserAgent, log: cfg.Log, t: cfg.Timeouts}
+	c := &Client{base: base, keys: keys, storeDir: cfg.StoreDir, agent: cfg.UserAgent, limit: cfg.Limit, log: cfg.Log, t: cfg.Timeouts}
 	if c.storeDir == "" {
 		c.storeDir = verify.DefaultStoreDir
 	}

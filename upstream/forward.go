@@ -102,9 +102,12 @@ func (c *Client) pass(w io.Writer, resp *http.Response, cancel context.CancelCau
 	buf := make([]byte, 32<<10)
 	for total := int64(0); ; {
 		watch.Reset(c.t.Idle)
-		n, err := resp.Body.Read(buf)
+		n, err := resp.Body.Read(c.limit.Piece(buf))
 		watch.Stop()
 		c.wire.Add(int64(n))
+		if werr := c.limit.Wait(resp.Request.Context(), n); werr != nil {
+			return werr
+		}
 		if total += int64(n); total > maxForward {
 			return verify.ErrTooLarge
 		}

@@ -21,6 +21,7 @@ import (
 	"github.com/flurry-nix/flurry/discovery"
 	"github.com/flurry-nix/flurry/discovery/mdns"
 	"github.com/flurry-nix/flurry/discovery/static"
+	"github.com/flurry-nix/flurry/internal/throttle"
 	"github.com/flurry-nix/flurry/p2p"
 	"github.com/flurry-nix/flurry/status"
 	"github.com/flurry-nix/flurry/status/page"
@@ -53,6 +54,7 @@ type agent struct {
 	finders   []discovery.Finder
 	nix       *substituter.Server
 	page      *page.Page
+	download  *throttle.Throttle // of peers and central caches together
 	problems  []string
 	socket    string // of control; "" for the usual places
 
@@ -72,7 +74,7 @@ const softMemory = 160 << 20
 // newAgent constructs leaves first. It fails only where nothing useful would be left.
 func newAgent(cfg *config.Config, log *slog.Logger) (*agent, error) {
 	debug.SetMemoryLimit(softMemory)
-	a := &agent{cfg: cfg, log: log, started: time.Now(), instance: rand.Text()}
+	a := &agent{cfg: cfg, log: log, started: time.Now(), instance: rand.Text(), download: throttle.New(int64(cfg.Limits.Download))}
 	if err := os.MkdirAll(cfg.State.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("%w; make it writable or set state.dir", err)
 	}
@@ -118,7 +120,7 @@ func (a *agent) newUpstreams() ([]substituter.Upstream, error) {
 	for _, u := range a.cfg.Upstreams {
 		c, err := upstream.New(upstream.Config{
 			URL: u.URL, HeadersFile: u.HeadersFile, StoreDir: a.cfg.Store.Dir,
-			UserAgent: "flurry/" + version, Log: a.log.With("part", "upstream"),
+			UserAgent: "flurry/" + version, Limit: a.download, Log: a.log.With("part", "upstream"),
 		}, a.keys)
 		if err != nil {
 			a.problem(err)
@@ -150,7 +152,7 @@ func (a *agent) newPeers() error {
 	a.host, err = p2p.New(p2p.Config{
 		Listen: cfg.Listen, StoreDir: a.cfg.Store.Dir, UserAgent: "flurry/" + version,
 		MaxConnections: limits.Connections, Networks: networks, Secret: secret,
-		Upload: int64(limits.Upload), Download: int64(limits.Download),
+		Upload: int64(limits.Upload), Download: a.download,
 		StandingFile: filepath.Join(a.cfg.State.Dir, "standing"), Log: log,
 	}, id, a.catalog)
 	if err != nil {

@@ -51,7 +51,7 @@ var rules = []rule{
 		reason: "writing NARs needs no database",
 	},
 	{
-		from: "./upstream/...", to: "./...", allow: []string{"./upstream/...", "./verify"},
+		from: "./upstream/...", to: "./...", allow: []string{"./upstream/...", "./verify", "./internal/throttle"},
 		reason: "a client of central caches knows neither peers nor the local store",
 	},
 	{
@@ -71,7 +71,7 @@ var rules = []rule{
 		reason: "a mechanism knows the contract only, not its siblings nor who dials",
 	},
 	{
-		from: "./p2p/...", to: "./...", allow: []string{"./p2p/...", "./discovery", "./verify", "./binarycache"},
+		from: "./p2p/...", to: "./...", allow: []string{"./p2p/...", "./discovery", "./verify", "./binarycache", "./internal/throttle"},
 		reason: "the peer wire serves what it is given: with no store and no finder in reach it cannot forward for others",
 	},
 	{
@@ -85,6 +85,10 @@ var rules = []rule{
 	{
 		from: "./doctor/...", to: "./...", allow: []string{"./doctor/..."},
 		reason: "it judges what it is handed and what anybody can see from here; it reaches into nobody",
+	},
+	{
+		from: "./internal/throttle", to: "./...",
+		reason: "a rate is a rate, whoever is held to it",
 	},
 	{
 		from: "./supervise/...", to: "./...", allow: []string{"./supervise/..."},

@@ -1,4 +1,6 @@
-package p2p
+// Package throttle holds flows of bytes to a rate that they share, in pieces small enough that other
+// traffic hardly waits behind them.
+package throttle
 
 import (
 	"context"
@@ -18,42 +20,42 @@ const (
 	wireFactor = 1.02                 // bytes counted per NAR byte: half of what TLS, yamux, TCP and IP add, so that both the payload's and the wire's rate are near the limit
 )
 
-// throttle holds a flow of bytes to a rate. A nil throttle lets everything pass. Safe for concurrent use.
-type throttle struct {
+// Throttle holds flows of bytes to one rate. A nil Throttle lets everything pass. Safe for concurrent use.
+type Throttle struct {
 	limiter *rate.Limiter
 	most    int // bytes per piece
 }
 
-// newThrottle returns a throttle to bytesPerSecond, nil for 0 (unlimited).
-func newThrottle(bytesPerSecond int64) *throttle {
+// New returns a throttle to bytesPerSecond, nil for 0 (unlimited).
+func New(bytesPerSecond int64) *Throttle {
 	if bytesPerSecond <= 0 {
 		return nil
 	}
 	perSecond := float64(bytesPerSecond) / wireFactor
 	piece := int(min(max(perSecond*pieceTime.Seconds(), pieceLeast), pieceMost))
 	burst := max(int(perSecond*burstTime.Seconds()), 2*piece)
-	return &throttle{limiter: rate.NewLimiter(rate.Limit(perSecond), burst), most: piece}
+	return &Throttle{limiter: rate.NewLimiter(rate.Limit(perSecond), burst), most: piece}
 }
 
-// piece cuts buf to what may be moved at once.
-func (t *throttle) piece(buf []byte) []byte {
+// Piece cuts buf to what may be moved at once.
+func (t *Throttle) Piece(buf []byte) []byte {
 	if t == nil || len(buf) <= t.most {
 		return buf
 	}
 	return buf[:t.most]
 }
 
-// wait blocks until n bytes, at most one piece, fit the rate.
-func (t *throttle) wait(ctx context.Context, n int) error {
+// Wait blocks until n bytes, at most one piece, fit the rate.
+func (t *Throttle) Wait(ctx context.Context, n int) error {
 	if t == nil || n == 0 {
 		return nil
 	}
 	return t.limiter.WaitN(ctx, n)
 }
 
-// writer holds what is written to w to the rate. It returns w itself where there is none, so that
+// Writer holds what is written to w to the rate. It returns w itself where there is none, so that
 // nothing is lost of what w can do.
-func (t *throttle) writer(ctx context.Context, w io.Writer) io.Writer {
+func (t *Throttle) Writer(ctx context.Context, w io.Writer) io.Writer {
 	if t == nil {
 		return w
 	}
@@ -62,14 +64,14 @@ func (t *throttle) writer(ctx context.Context, w io.Writer) io.Writer {
 
 type throttledWriter struct {
 	ctx context.Context
-	t   *throttle
+	t   *Throttle
 	w   io.Writer
 }
 
 func (w *throttledWriter) Write(b []byte) (n int, err error) {
 	for len(b) > 0 {
-		part := w.t.piece(b)
-		if err := w.t.wait(w.ctx, len(part)); err != nil {
+		part := w.t.Piece(b)
+		if err := w.t.Wait(w.ctx, len(part)); err != nil {
 			return n, err
 		}
 		k, err := w.w.Write(part)
