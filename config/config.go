@@ -105,8 +105,18 @@ type Limits struct {
 	Connections   int           // to and from peers
 	CacheSize     Size          // on disk: narinfos and spooled NARs
 	KeepForOthers time.Duration // how long a spooled NAR stays after its last use
-	Metered       bool          // upload nothing, whatever it is
+	Metered       Metered       // whether the link is paid by the byte: then nothing is uploaded
 }
+
+// Metered tells whether the machine's link is paid by the byte.
+type Metered string
+
+// MeteredAuto asks NetworkManager, where there is one.
+const (
+	MeteredAuto Metered = "auto"
+	MeteredYes  Metered = "yes"
+	MeteredNo   Metered = "no"
+)
 
 // Log is what goes to stderr.
 type Log struct {

@@ -58,7 +58,7 @@ func TestNothingConfiguredGivesTheContractsDefaults(t *testing.T) {
 		Upstreams:   []Upstream{{URL: DefaultUpstreamURL, Keys: []string{DefaultUpstreamKey}, Public: true}},
 		Peers:       Peers{Listen: []string{":6491"}, MDNS: true},
 		Internet:    Internet{Prefer: "speed", Relay: true, MinNarSize: 256 << 10},
-		Limits:      Limits{Connections: 256, CacheSize: 4 << 30, KeepForOthers: time.Minute},
+		Limits:      Limits{Connections: 256, CacheSize: 4 << 30, KeepForOthers: time.Minute, Metered: MeteredAuto},
 		Log:         Log{Level: slog.LevelInfo, Format: "text"},
 	}
 	for _, n := range []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16", "fc00::/7", "fe80::/10"} {
@@ -135,7 +135,7 @@ format = "json"
 			SecretFile: "/run/secrets/group"},
 		Internet: Internet{Enable: true, Prefer: "offload", Bootstrap: []string{"/dnsaddr/bootstrap.libp2p.io/p2p/QmX"},
 			PublicAddresses: []string{"/ip4/192.0.2.1/tcp/6491"}, ServeRelay: true, MinNarSize: 4096},
-		Limits: Limits{Upload: 6250000, Download: 6000000, Connections: 5, CacheSize: 3 << 29, KeepForOthers: 48 * time.Hour, Metered: true},
+		Limits: Limits{Upload: 6250000, Download: 6000000, Connections: 5, CacheSize: 3 << 29, KeepForOthers: 48 * time.Hour, Metered: MeteredYes},
 		Log:    Log{Level: slog.LevelDebug, Format: "json"},
 	}
 	if d := diff(want, got); d != "" {

@@ -199,8 +199,8 @@ func limitsKeys() []*key {
 		doc:   "How long a NAR stays in the spool after its last use, for neighbours that want it next; what is in the Nix store is served from there.",
 		field: func(c *Config, _ *Upstream) any { return &c.Limits.KeepForOthers },
 	}, {
-		name: "limits.metered", def: `false`,
-		doc:   "This machine's link is paid by the byte: upload nothing.",
+		name: "limits.metered", def: `"auto"`,
+		doc:   "Whether this machine's link is paid by the byte; then nothing is uploaded. \"auto\" follows NetworkManager, \"yes\" and \"no\" (or true and false) decide it.",
 		field: func(c *Config, _ *Upstream) any { return &c.Limits.Metered },
 	}}
 }

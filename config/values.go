@@ -188,6 +188,9 @@ func (v raw) storeScalar(dst any, clean func(string) (string, error)) (err error
 	if _, ok := dst.(*Size); ok && v.kind == rawInteger {
 		v.kind = rawString // a bare number of bytes
 	}
+	if _, ok := dst.(*Metered); ok && v.kind == rawBool {
+		v.kind = rawString
+	}
 	if v.kind != rawString && v.kind != rawText {
 		return bad(`write a string: "…"`, "%s is not a string", v.describe())
 	}
@@ -200,6 +203,8 @@ func (v raw) storeScalar(dst any, clean func(string) (string, error)) (err error
 		*dst, err = ParseSize(v.text)
 	case *Rate:
 		*dst, err = ParseRate(v.text)
+	case *Metered:
+		*dst, err = parseMetered(v.text)
 	case *time.Duration:
 		*dst, err = ParseDuration(v.text)
 	case *slog.Level:
@@ -259,6 +264,18 @@ func (v raw) describe() string {
 		return strconv.Quote(v.text[:min(len(v.text), 40)])
 	}
 	return v.text
+}
+
+func parseMetered(s string) (Metered, error) {
+	switch s {
+	case "auto":
+		return MeteredAuto, nil
+	case "yes", "true":
+		return MeteredYes, nil
+	case "no", "false":
+		return MeteredNo, nil
+	}
+	return "", bad(`write "auto", "yes" or "no"`, "%.40q is not one of them", s)
 }
 
 func parseLevel(s string) (slog.Level, error) {

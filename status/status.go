@@ -20,7 +20,7 @@ type Report struct {
 	PeerID        string     `json:"peer_id,omitempty"`
 	Instance      string     `json:"instance,omitempty"` // random, another at each start; tells who answers at a port
 	UptimeSeconds float64    `json:"uptime_seconds"`
-	Sharing       string     `json:"sharing"` // "on", "paused"
+	Sharing       string     `json:"sharing"` // "on", "paused", "metered" or, without a peer port, "off"
 	Listen        []string   `json:"listen,omitempty"`
 	Store         Store      `json:"store"`
 	Peers         []Peer     `json:"peers"`

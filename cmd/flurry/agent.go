@@ -21,6 +21,7 @@ import (
 	"github.com/flurry-nix/flurry/discovery"
 	"github.com/flurry-nix/flurry/discovery/mdns"
 	"github.com/flurry-nix/flurry/discovery/static"
+	"github.com/flurry-nix/flurry/internal/metered"
 	"github.com/flurry-nix/flurry/internal/throttle"
 	"github.com/flurry-nix/flurry/p2p"
 	"github.com/flurry-nix/flurry/status"
@@ -58,7 +59,9 @@ type agent struct {
 	problems  []string
 	socket    string // of control; "" for the usual places
 
-	pausing     sync.Mutex  // guards resumeTimer
+	pausing     sync.Mutex  // guards all below
+	paused      bool        // by the operator
+	metered     bool        // the link is paid by the byte
 	resumeTimer *time.Timer // ends a pause
 
 	instance    string       // random
@@ -158,8 +161,8 @@ func (a *agent) newPeers() error {
 	if err != nil {
 		return err
 	}
-	if limits.Metered {
-		a.host.Pause(true)
+	if limits.Metered == config.MeteredYes {
+		a.setMetered(true)
 	}
 	if cfg.MDNS {
 		f, err := mdns.New(mdns.Config{PeerID: a.host.ID(), Port: a.host.Port(), Interfaces: cfg.Interfaces, Networks: cfg.Networks, Log: log})
@@ -196,6 +199,12 @@ func (a *agent) run(ctx context.Context, listeners []net.Listener) error {
 			}
 			return nil
 		})
+		if a.cfg.Limits.Metered == config.MeteredAuto {
+			g.Go(func() error {
+				metered.Watch(ctx, a.log.With("part", "peers"), a.setMetered)
+				return nil
+			})
+		}
 	}
 	g.Go(func() error {
 		return supervise.ServeHandover(ctx, supervise.Handover{
@@ -296,9 +305,7 @@ func (a *agent) report() status.Report {
 		r.Sharing = "off"
 		return r
 	}
-	if a.host.Paused() {
-		r.Sharing = "paused"
-	}
+	r.Sharing = a.sharing()
 	r.PeerID = a.host.ID()
 	r.Bytes.ToPeers = a.host.BytesOut()
 	r.Wire.ToPeers = r.Bytes.ToPeers

@@ -96,11 +96,38 @@ func (a *agent) setPaused(on bool, until *time.Time) control.Sharing {
 	if a.host == nil {
 		return control.Sharing{Paused: true}
 	}
-	a.host.Pause(on)
+	a.paused = on
+	a.host.Pause(a.paused || a.metered)
 	if until != nil {
 		a.resumeTimer = time.AfterFunc(time.Until(*until), func() { a.setPaused(false, nil) })
 	}
-	return control.Sharing{Paused: on, Until: until}
+	return control.Sharing{Paused: on, Until: until, Metered: a.metered}
+}
+
+// setMetered stops sharing on a link that is paid by the byte. Nix is served all the same.
+func (a *agent) setMetered(on bool) {
+	a.pausing.Lock()
+	defer a.pausing.Unlock()
+	a.metered = on
+	a.host.Pause(a.paused || a.metered)
+	if on {
+		a.log.Info("the network is metered: nothing is shared with peers")
+	} else {
+		a.log.Info("the network is not metered any more")
+	}
+}
+
+// sharing is the word for the report.
+func (a *agent) sharing() string {
+	a.pausing.Lock()
+	defer a.pausing.Unlock()
+	switch {
+	case a.paused:
+		return "paused"
+	case a.metered:
+		return "metered"
+	}
+	return "on"
 }
 
 func (a *agent) clear(_ context.Context, what control.What) (c control.Cleared, err error) {

@@ -261,6 +261,25 @@ mdns = false
 			t.Errorf("control: the search does not find a public path's %s: %s", way, found)
 		}
 	}
+	// On a metered network nobody but Nix gets anything.
+	a.setMetered(true)
+	if resp, err := r.Get(waiting, id, targets(shared)[0]); err != nil || resp.Status != http.StatusNotFound || a.report().Sharing != "metered" {
+		t.Errorf("on a metered network: %v %v, sharing %q", resp.Status, err, a.report().Sharing)
+	}
+	if resp, err := http.Get("http://" + ln.Addr().String() + "/" + shared.path.Hash().String() + ".narinfo"); err != nil || resp.StatusCode != http.StatusOK {
+		t.Error("on a metered network Nix is not served:", err)
+	} else {
+		resp.Body.Close()
+	}
+	a.setPaused(true, nil)
+	a.setPaused(false, nil)
+	if resp, err := r.Get(waiting, id, targets(shared)[0]); err != nil || resp.Status != http.StatusNotFound {
+		t.Error("the end of a pause shares on a metered network:", resp.Status, err)
+	}
+	a.setMetered(false)
+	if resp, err := r.Get(waiting, id, targets(shared)[0]); err != nil || resp.Status != http.StatusOK {
+		t.Error("not metered any more:", resp.Status, err)
+	}
 	received, _ := r.Messages()
 	if bytes.Contains(bytes.Join(received, nil), []byte("private-1:")) {
 		t.Error("a private key's signature left the machine")

@@ -88,6 +88,8 @@ func (a *App) resumeCommand() *cobra.Command {
 
 func describeSharing(s control.Sharing) string {
 	switch {
+	case !s.Paused && s.Metered:
+		return `not sharing: the network is metered; limits.metered = "no" shares all the same`
 	case !s.Paused:
 		return "sharing"
 	case s.Until == nil:

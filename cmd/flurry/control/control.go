@@ -80,6 +80,8 @@ type Keys struct {
 type Sharing struct {
 	Paused bool       `json:"paused"`
 	Until  *time.Time `json:"until,omitempty"` // nil: until resumed
+	// Metered: the link is paid by the byte, so nothing is shared even without a pause.
+	Metered bool `json:"metered,omitempty"`
 }
 
 // Dashboard is the status page's address for one browser.
