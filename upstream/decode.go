@@ -57,21 +57,27 @@ type lenient struct {
 	open     func() (io.Reader, error)
 	src      io.Reader
 	n        int64
+	err      error // sticks
 	trailing func(error) bool
 }
 
 func (l *lenient) Read(p []byte) (n int, err error) {
+	if l.err != nil {
+		return 0, l.err
+	}
 	if l.src == nil {
-		if l.src, err = l.open(); err != nil {
+		src, err := l.open()
+		if l.err = err; err != nil {
 			return 0, err
 		}
+		l.src = src
 	}
-	n, err = l.src.Read(p)
+	n, l.err = l.src.Read(p)
 	l.n += int64(n)
-	if err != nil && l.n > 0 && l.trailing(err) {
-		err = io.EOF
+	if l.err != nil && l.n > 0 && l.trailing(l.err) {
+		l.err = io.EOF
 	}
-	return n, err
+	return n, l.err
 }
 
 func gzipTrailing(err error) bool { return errors.Is(err, gzip.ErrHeader) }
