@@ -26,6 +26,20 @@ step_evaluate() {
     check "the other modules evaluate" evaluate test/systemd/others.nix --arg lib "$standin"
     check "contrib/systemd is what the module says" scripts/systemd-units -c
     step_build_check
+    flake_check
+}
+
+# Every output of the flake down to its derivations, with a stand-in for nixpkgs, by each Nix there is.
+flake_check() {
+    local cache=${FLURRY_LAB_CACHE:-${XDG_CACHE_HOME:-$HOME/.cache}/flurry-lab} nix
+    mkdir -p "$LAB_DIR/flake"
+    tar -c --exclude=./.git --exclude=./bin . | tar -x -C "$LAB_DIR/flake"
+    for nix in nix "$cache/nix-trixie/bin/nix"; do
+        command -v "$nix" >/dev/null || { note "no $nix; lab/newer-nix ${nix%/bin/nix} fetches it"; continue; }
+        check "flake check, without building, by $("$nix" --version)" env HOME="$LAB_DIR" "$nix" --extra-experimental-features 'nix-command flakes' \
+            --store "$LAB_DIR/store" flake check --no-build --no-write-lock-file \
+            --override-input nixpkgs "path:$LAB_DIR/flake/test/systemd/standin" "path:$LAB_DIR/flake"
+    done
 }
 
 # The derivation that checks the configuration runs a script; it is run here as stdenv would.
@@ -321,4 +335,8 @@ newer_nix() {
 step_vendor() {
     step "vendorHash"
     check "package.nix has the hash of go mod vendor" scripts/vendor-hash -c
+    # shellcheck disable=SC2016
+    check "the package's source has every folder that the programs come from" sh -euc '
+        go list -deps -f "{{if .Module}}{{if .Module.Main}}{{.ImportPath}}{{end}}{{end}}" ./cmd/... | cut -d/ -f4 | sort -u |
+            comm -23 - "$1" | { ! grep .; }' sh <(sort nixos-module/source.list)
 }
