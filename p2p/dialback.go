@@ -27,7 +27,7 @@ import (
 // Limits of dialling back on request. The asker is dialled at the address it is seen at, at no other, so
 // nobody can make us knock elsewhere; the rates keep it from making us knock often.
 const (
-	dialBackPatience = 3 * time.Second // per transport; on a LAN an answer takes milliseconds
+	dialBackPatience = 2 * time.Second // per transport; on a LAN an answer takes milliseconds
 	dialBackLife     = 5 * time.Second // of a stream, at either end
 	dialBackLeast    = 1024            // the lowest port that is dialled: no service of the system's
 	dialBackEvery    = 10 * time.Second

@@ -10,30 +10,32 @@ import (
 	"net/http"
 	"time"
 
+	"github.com/flurry-nix/flurry/status/savings"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
 // Report is the whole state, as `flurry status --json` prints it. Field names are a contract.
 type Report struct {
-	Version       string     `json:"version"`
-	PeerID        string     `json:"peer_id,omitempty"`
-	Instance      string     `json:"instance,omitempty"` // random, another at each start; tells who answers at a port
-	UptimeSeconds float64    `json:"uptime_seconds"`
-	Sharing       string     `json:"sharing"` // "on", "paused", "metered" or, without a peer port, "off"
-	Listen        []string   `json:"listen,omitempty"`
-	Store         Store      `json:"store"`
-	Peers         []Peer     `json:"peers"`
-	Bytes         Bytes      `json:"bytes"`
-	Wire          Wire       `json:"wire"`
-	NarInfo       NarInfo    `json:"narinfo"`
-	NAR           NAR        `json:"nar"`
-	Site          Site       `json:"site"`
-	InFlight      int        `json:"in_flight"`
-	Flights       []Flight   `json:"flights,omitempty"` // what is in flight, the oldest first
-	Internet      Internet   `json:"internet"`
-	Upstreams     []Upstream `json:"upstreams,omitempty"`
-	Problems      []string   `json:"problems,omitempty"` // what keeps a part from working, each with its remedy
+	Version       string           `json:"version"`
+	PeerID        string           `json:"peer_id,omitempty"`
+	Instance      string           `json:"instance,omitempty"` // random, another at each start; tells who answers at a port
+	UptimeSeconds float64          `json:"uptime_seconds"`
+	Sharing       string           `json:"sharing"` // "on", "paused", "metered" or, without a peer port, "off"
+	Listen        []string         `json:"listen,omitempty"`
+	Store         Store            `json:"store"`
+	Peers         []Peer           `json:"peers"`
+	Bytes         Bytes            `json:"bytes"`
+	Wire          Wire             `json:"wire"`
+	NarInfo       NarInfo          `json:"narinfo"`
+	NAR           NAR              `json:"nar"`
+	Site          Site             `json:"site"`
+	InFlight      int              `json:"in_flight"`
+	Flights       []Flight         `json:"flights,omitempty"` // what is in flight, the oldest first
+	Internet      Internet         `json:"internet"`
+	Upstreams     []Upstream       `json:"upstreams,omitempty"`
+	Savings       *savings.Savings `json:"savings,omitempty"`
+	Problems      []string         `json:"problems,omitempty"` // what keeps a part from working, each with its remedy
 }
 
 // Store is the local Nix store.

@@ -183,6 +183,7 @@ func (r *reader) WriteRange(ctx context.Context, w io.Writer, off, length int64)
 // run fetches until all is verified or nothing is left to try.
 func (f *flight) run(ctx context.Context) {
 	start := time.Now()
+	defer f.all.air.began()()
 	p := newPlan(f)
 	err := f.fetch(ctx, p)
 	f.mu.Lock()

@@ -72,6 +72,7 @@ type flights struct {
 	offload  bool     // agents of the internet before the central cache
 	farGate  farGate
 
+	air     airtime
 	changed chan struct{} // gets a token when a flight landed or was asked for
 
 	mu     sync.Mutex

@@ -26,6 +26,7 @@ import (
 	"github.com/flurry-nix/flurry/p2p"
 	"github.com/flurry-nix/flurry/status"
 	"github.com/flurry-nix/flurry/status/page"
+	"github.com/flurry-nix/flurry/status/savings"
 	"github.com/flurry-nix/flurry/store"
 	"github.com/flurry-nix/flurry/substituter"
 	"github.com/flurry-nix/flurry/supervise"
@@ -66,8 +67,9 @@ type agent struct {
 
 	instance    string       // random
 	mdns        *mdns.Finder // nil without
-	peerProblem string       // why host is nil
-	checkups    sync.Mutex   // one at a time: neighbours are asked
+	savings     *savings.Book
+	peerProblem string     // why host is nil
+	checkups    sync.Mutex // one at a time: neighbours are asked
 }
 
 // softMemory is what the garbage collector aims to stay below, bytes: it works harder before the agent
@@ -81,6 +83,7 @@ func newAgent(cfg *config.Config, log *slog.Logger) (*agent, error) {
 	if err := os.MkdirAll(cfg.State.Dir, 0o700); err != nil {
 		return nil, fmt.Errorf("%w; make it writable or set state.dir", err)
 	}
+	a.savings = savings.Open(filepath.Join(cfg.State.Dir, "savings.json"), time.Now, log)
 	var err error
 	if a.keys, err = cfg.Keys(); err != nil {
 		return nil, err
@@ -190,6 +193,7 @@ func (a *agent) run(ctx context.Context, listeners []net.Listener) error {
 	g.Go(func() error { return a.store.Run(ctx) })
 	g.Go(func() error { return a.nix.Run(ctx) })
 	g.Go(func() error { return a.page.Run(ctx) })
+	g.Go(func() error { return a.savings.Run(ctx, a.counters) })
 	g.Go(func() error { return a.serveNix(ctx, listeners) })
 	g.Go(func() error { return a.serveControl(ctx, "http://"+probeAddr(listeners[0].Addr())) })
 	if a.host != nil {
@@ -277,6 +281,16 @@ func (a *agent) shareable(st store.Stats) int {
 	return st.Shareable()
 }
 
+// counters are what the savings are reckoned from.
+func (a *agent) counters() savings.Counters {
+	s := &a.nix.Stats
+	c := savings.Counters{FromPeers: s.FromPeers.Load(), FromUpstream: s.FromUpstream.Load(), Busy: a.nix.Busy()}
+	if a.host != nil {
+		c.ToPeers = a.host.BytesOut()
+	}
+	return c
+}
+
 // report gathers the agent's state.
 func (a *agent) report() status.Report {
 	st, s := a.store.Stats(), &a.nix.Stats
@@ -291,6 +305,8 @@ func (a *agent) report() status.Report {
 		Site:    status.Site{Crossed: s.Beside.Crossed.Load(), Silent: s.Beside.Silent.Load(), Slow: s.Beside.Slow.Load()},
 		Peers:   []status.Peer{},
 	}
+	saved := a.savings.Savings()
+	r.Savings = &saved
 	if st.Err != nil {
 		r.Problems = append(r.Problems[:len(r.Problems):len(r.Problems)], st.Err.Error())
 	}

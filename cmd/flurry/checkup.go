@@ -19,7 +19,7 @@ import (
 // How long a checkup listens and waits: for neighbours' answers, whose quiet time is a second, and for
 // what does not answer at all.
 const (
-	checkupListen = 2500 * time.Millisecond
+	checkupListen = 2 * time.Second
 	checkupMost   = 8 * time.Second
 )
 

@@ -4,6 +4,7 @@ package e2e
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -33,6 +34,7 @@ type agentConfig struct {
 	toml      string   // more of the configuration file
 	listen    string   // of the substituter, "" is the default
 	asRoot    bool
+	binary    string // "" is the one under test
 	disk      string // size of a disk of its own for its state, as tmpfs takes it; "" is the machine's
 }
 
@@ -130,7 +132,7 @@ func (a *agent) launch() {
 	}
 	a.cmd = a.m.lab.command(context.Background(), u, fmt.Sprint(a.m.n), "env",
 		"HOME="+filepath.Join(a.dir, "home"), "STATE_DIRECTORY="+filepath.Join(a.dir, "state"), "RUNTIME_DIRECTORY="+filepath.Join(a.dir, "run"),
-		a.m.lab.w.flurry, "agent", "--config", filepath.Join(a.dir, "flurry.toml"))
+		cmp.Or(a.cfg.binary, a.m.lab.w.flurry), "agent", "--config", filepath.Join(a.dir, "flurry.toml"))
 	a.cmd.Stdout, a.cmd.Stderr = log, log
 	if err := a.cmd.Start(); err != nil {
 		t.Fatal(err)

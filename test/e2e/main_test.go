@@ -114,7 +114,7 @@ func installFlurry(to string) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute) // a cold build takes about 3
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "go", "build", "-o", to, "../../cmd/flurry")
+	cmd := exec.CommandContext(ctx, "go", "build", "-ldflags", "-X main.version=0.1.0-e2e", "-o", to, "../../cmd/flurry")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("building flurry: %w\n%s", err, strings.TrimSpace(string(out)))
