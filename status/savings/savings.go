@@ -59,7 +59,7 @@ type Totals struct {
 // Savings are what the book says now.
 type Savings struct {
 	SinceInstallation Totals  `json:"since_installation"`
-	ThisMonth         Totals  `json:"this_month"`               // local time
+	ThisMonth         Totals  `json:"this_month"`                // local time
 	UpstreamRate      float64 `json:"upstream_bytes_per_second"` // as measured, 0 unknown
 }
 
