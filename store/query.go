@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"hash/maphash"
 	"slices"
 	"strings"
 
@@ -112,9 +111,6 @@ func scanRow(s *sqlite.Stmt) infoRow {
 		deriver: s.ColumnText(4), sigs: s.ColumnText(5), ca: s.ColumnText(6), paths: s.ColumnText(7),
 	}
 }
-
-// sum tells rows apart that could be judged differently.
-func (r *infoRow) sum(seed maphash.Seed) uint64 { return maphash.Comparable(seed, *r) }
 
 // narInfo turns the row into a narinfo of the store in dir.
 func (r *infoRow) narInfo(dir string) (*verify.NarInfo, error) {

@@ -43,6 +43,8 @@ type runState struct {
 	written  bool      // since the last recheck began
 	nextPass time.Time
 	recheck  time.Duration
+	judged   bool        // verdicts were reached that are not in the file
+	saved    time.Time   // when it was written
 	onLook   func(error) // tests: called after every look
 }
 
@@ -61,6 +63,7 @@ func (s *Store) Run(ctx context.Context) error {
 		s.run.recheck = recheckInterval
 	}
 	s.run.nextPass = time.Now().Add(s.run.recheck)
+	defer s.remember(true)
 	var err error
 	var looked time.Time
 	var gather time.Duration
@@ -77,10 +80,12 @@ func (s *Store) Run(ctx context.Context) error {
 			s.readyOnce.Do(func() { close(s.ready) })
 		}
 		busy = err == nil && s.check(ctx)
+		s.remember(false)
 		s.db.reap(time.Now().Add(-idleTime))
 		pause := pollInterval
 		if busy {
-			pause = max(time.Since(began)/4, time.Millisecond)
+			// Half of one core at most, and less on a machine that is busy, where the same work takes longer.
+			pause = max(time.Since(began), time.Millisecond)
 		}
 		w.wait(ctx, pause, gather)
 	}
@@ -140,6 +145,9 @@ func (s *Store) look(ctx context.Context) error {
 	complete, err := s.sync(ctx)
 	if err != nil {
 		return err
+	}
+	if !r.loaded {
+		s.recall(r.file)
 	}
 	r.loaded = true
 	r.seen, r.again = st.contents(), !complete || st.recent(now)
@@ -249,11 +257,8 @@ func (s *Store) judge(ctx context.Context, lo, hi int64) error {
 	if err != nil {
 		return err
 	}
-	type verdict struct {
-		scope verify.Scope
-		sum   uint64
-	}
 	found := make(map[int64]verdict, len(rows))
+	sums := summer{key: s.sumKey}
 	for i := range rows {
 		row := &rows[i]
 		j := s.idx.byID(row.id)
@@ -261,12 +266,13 @@ func (s *Store) judge(ctx context.Context, lo, hi int64) error {
 			continue // newer than the index; its turn comes
 		}
 		rec := &s.idx.recs[j]
-		v := verdict{rec.scope, row.sum(s.seed)}
+		v := verdict{scope: rec.scope, sum: sums.sum(row)}
 		if rec.state != malformed && rec.hash != hashIn(row.path) {
 			s.run.anew = true // another database in the same file
 		}
 		if rec.state != checked || rec.sum != v.sum {
 			v.scope = s.scopeOf(rec, row)
+			s.run.judged = true
 		}
 		found[row.id] = v
 	}

@@ -17,7 +17,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"hash/maphash"
 	"io/fs"
 	"log/slog"
 	"path/filepath"
@@ -38,6 +37,9 @@ type Config struct {
 	RealDir string
 	// Database is the path of db.sqlite; "" means that there is no local store.
 	Database string
+	// Verdicts is a file of the agent's own that keeps what the checks of signatures gave over restarts;
+	// "" for none.
+	Verdicts string
 	// Log may be nil.
 	Log *slog.Logger
 }
@@ -52,8 +54,9 @@ type Store struct {
 	db           *database // nil without a local store
 	ready        chan struct{}
 	readyOnce    sync.Once
-	seed         maphash.Seed // of records' sums
-	run          runState     // of Run's goroutine alone
+	verdicts     string   // file; "" for none
+	sumKey       sumKey   // of records' sums; of Run's goroutine alone
+	run          runState // of Run's goroutine alone
 
 	mu      sync.RWMutex // guards what follows; written only by Run's goroutine, but for subs
 	idx     *index
@@ -64,7 +67,7 @@ type Store struct {
 // New returns a Store; it does no I/O. keys decide what may be shared.
 func New(cfg Config, keys *verify.Keys) *Store {
 	s := &Store{dir: cfg.Dir, realDir: cfg.RealDir, keys: keys, log: cfg.Log, ready: make(chan struct{}),
-		seed: maphash.MakeSeed(), idx: newIndex(0)}
+		verdicts: cfg.Verdicts, sumKey: newSumKey(), idx: newIndex(0)}
 	if s.dir == "" {
 		s.dir = verify.DefaultStoreDir
 	}

@@ -2,6 +2,7 @@ package verify
 
 import (
 	"crypto/ed25519"
+	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"slices"
@@ -64,6 +65,18 @@ func (k *Keys) Len() int {
 		n += len(l)
 	}
 	return n
+}
+
+// Digest tells sets of keys apart: two sets decide alike if and only if their digests are equal.
+func (k *Keys) Digest() [sha256.Size]byte {
+	var lines []string
+	for name, list := range k.byName {
+		for _, t := range list {
+			lines = append(lines, fmt.Sprintf("%q %x %d\n", name, t.key, t.scope))
+		}
+	}
+	slices.Sort(lines)
+	return sha256.Sum256([]byte(strings.Join(slices.Compact(lines), "")))
 }
 
 // ScopeOf tells how far the path that n describes may travel: the greatest scope among the configured

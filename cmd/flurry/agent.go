@@ -88,7 +88,8 @@ func newAgent(cfg *config.Config, log *slog.Logger) (*agent, error) {
 	if a.keys, err = cfg.Keys(); err != nil {
 		return nil, err
 	}
-	a.store = store.New(store.Config{Dir: cfg.Store.Dir, RealDir: cfg.Store.RealDir, Database: cfg.Store.Database, Log: log.With("part", "store")}, a.keys)
+	a.store = store.New(store.Config{Dir: cfg.Store.Dir, RealDir: cfg.Store.RealDir, Database: cfg.Store.Database,
+		Verdicts: filepath.Join(cfg.State.Dir, "verdicts"), Log: log.With("part", "store")}, a.keys)
 	a.catalog = &catalog{store: a.store, keys: a.keys}
 	caches, err := a.newUpstreams()
 	if err != nil {
