@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/fsnotify/fsnotify"
@@ -26,6 +27,8 @@ const (
 	chunk = 4096
 	// batch is how many rows are judged between two looks: some 10 ms of ed25519.
 	batch = 128
+	// largeStore is from how many paths on memory is given back after loading: some 100 bytes each.
+	largeStore = 20_000
 	// confirmTime: a path missing from an immutable read is believed gone when it still is after this.
 	confirmTime = 800 * time.Millisecond
 )
@@ -43,7 +46,9 @@ type runState struct {
 	written  bool      // since the last recheck began
 	nextPass time.Time
 	recheck  time.Duration
-	judged   bool        // verdicts were reached that are not in the file
+	passFrom stamp       // the files when the present pass over all rows began; zero: there is none
+	compared stamp       // and when the last complete one began: while they are so, all rows are as judged
+	judged   bool        // the file of verdicts is behind
 	saved    time.Time   // when it was written
 	onLook   func(error) // tests: called after every look
 }
@@ -67,6 +72,7 @@ func (s *Store) Run(ctx context.Context) error {
 	var err error
 	var looked time.Time
 	var gather time.Duration
+	settled := false
 	for busy := false; ctx.Err() == nil; {
 		began := time.Now()
 		if !busy || began.Sub(looked) >= gather { // looking must not slow checking down
@@ -79,8 +85,12 @@ func (s *Store) Run(ctx context.Context) error {
 			s.report(err)
 			s.readyOnce.Do(func() { close(s.ready) })
 		}
+		was := busy || !settled
 		busy = err == nil && s.check(ctx)
 		s.remember(false)
+		if settled = !busy; was && settled && len(s.idx.recs) > largeStore {
+			debug.FreeOSMemory() // what loading and checking took, for the hours of idling that follow
+		}
 		s.db.reap(time.Now().Add(-idleTime))
 		pause := pollInterval
 		if busy {
@@ -138,6 +148,7 @@ func (s *Store) look(ctx context.Context) error {
 			}
 		}
 		r.file, r.anew = id, false
+		r.compared, r.passFrom = stamp{}, stamp{}
 	}
 	if err := s.db.probe(ctx); err != nil {
 		return err
@@ -147,7 +158,7 @@ func (s *Store) look(ctx context.Context) error {
 		return err
 	}
 	if !r.loaded {
-		s.recall(r.file)
+		s.recall(st.contents())
 	}
 	r.loaded = true
 	r.seen, r.again = st.contents(), !complete || st.recent(now)
@@ -223,6 +234,10 @@ func (s *Store) check(ctx context.Context) (more bool) {
 	r := &s.run
 	lo, hi, ok := s.idx.nextUnchecked(top, batch)
 	if !ok && r.below == 0 {
+		if r.passFrom != (stamp{}) { // it is complete
+			r.compared, r.passFrom, r.judged = r.passFrom, stamp{}, true
+			r.written = r.written && r.compared != r.seen
+		}
 		if time.Now().Before(r.nextPass) {
 			return false
 		}
@@ -230,7 +245,7 @@ func (s *Store) check(ctx context.Context) (more bool) {
 		if !r.written {
 			return false
 		}
-		r.written, r.below = false, top
+		r.written, r.below, r.passFrom = false, top, r.seen
 	}
 	if !ok {
 		last := s.idx.byID(r.below) - 1

@@ -23,8 +23,8 @@ import (
 // judged in the background, at once if the database was written since. A wrong verdict could at worst
 // tell of a path: whoever serves verifies again.
 //
-// Format: magic, digest of what all verdicts depend on (32 bytes), key of the sums (32 bytes), number of
-// verdicts, then of each, in the order of ids: id − last id, first 8 bytes of the hash, sum, scope; at
+// Format: magic, digest of what all verdicts depend on (32 bytes), digest of the database files' stamps
+// when all rows were last compared (32 bytes), key of the sums (32 bytes), number of verdicts, then of each, in the order of ids: id − last id, first 8 bytes of the hash, sum, scope; at
 // the end SHA-256 of all before, so that a torn or damaged file is no file. Numbers are uvarints but
 // for hash and sum, which are 8 bytes each, big endian.
 const verdictsMagic = "flurry verdicts 1\n"
@@ -57,12 +57,16 @@ func (s *Store) basis(id fileStamp) (out [32]byte) {
 	return out
 }
 
-// recall takes over the verdicts of an earlier process for the database file id.
-func (s *Store) recall(id fileStamp) {
+// digest names the contents of the database files.
+func (st stamp) digest() (out [32]byte) { return sha256.Sum256(fmt.Appendf(nil, "%+v", st.contents())) }
+
+// recall takes over the verdicts of an earlier process, after the index was loaded from files as now.
+func (s *Store) recall(now stamp) {
+	s.run.passFrom = now
 	if s.verdicts == "" {
 		return
 	}
-	list, key, err := readVerdicts(s.verdicts, s.basis(id))
+	list, head, err := readVerdicts(s.verdicts, s.basis(s.run.file))
 	if err != nil {
 		if !errors.Is(err, fs.ErrNotExist) {
 			s.log.Info("signatures are checked anew", "reason", err)
@@ -71,7 +75,7 @@ func (s *Store) recall(id fileStamp) {
 	}
 	var c Change
 	s.mu.Lock()
-	s.sumKey = key
+	s.sumKey = head.key
 	for _, v := range list {
 		i := s.idx.byID(v.id)
 		if i == len(s.idx.recs) {
@@ -82,7 +86,10 @@ func (s *Store) recall(id fileStamp) {
 		}
 	}
 	s.mu.Unlock()
-	s.run.nextPass, s.run.written = time.Now(), true // compare the rows soon
+	s.run.passFrom = stamp{} // what is still unchecked are not all rows
+	if s.run.nextPass = time.Now(); head.stamp == now.digest() {
+		s.run.compared, s.run.written = now, false
+	}
 	s.tell(c)
 }
 
@@ -113,7 +120,9 @@ func (s *Store) writeVerdicts() (err error) {
 	w := bufio.NewWriterSize(io.MultiWriter(f, sum), 64<<10)
 	basis := s.basis(s.run.file)
 	w.WriteString(verdictsMagic)
+	stamp := s.run.compared.digest()
 	w.Write(basis[:])
+	w.Write(stamp[:])
 	w.Write(s.sumKey[:])
 	n := 0
 	for i := range s.idx.recs {
@@ -149,33 +158,52 @@ const maxVerdicts = 4 << 20 * 28
 
 var errOtherBasis = errors.New("keys, store or database are others than at the last time")
 
-func readVerdicts(name string, basis [32]byte) (list []verdict, key sumKey, err error) {
+// verdictsHead is what the file says of all verdicts.
+type verdictsHead struct {
+	stamp [32]byte
+	key   sumKey
+}
+
+func readVerdicts(name string, basis [32]byte) (list []verdict, head verdictsHead, err error) {
 	f, err := os.Open(name)
 	if err != nil {
-		return nil, key, err
+		return nil, head, err
 	}
 	defer f.Close()
-	all, err := io.ReadAll(io.LimitReader(f, maxVerdicts))
-	if err != nil {
-		return nil, key, err
+	var b bytes.Buffer
+	if info, err := f.Stat(); err == nil {
+		b.Grow(int(min(info.Size(), maxVerdicts)) + bytes.MinRead)
 	}
+	if _, err := b.ReadFrom(io.LimitReader(f, maxVerdicts)); err != nil {
+		return nil, head, err
+	}
+	all := b.Bytes()
 	damaged := fmt.Errorf("%s is damaged", name)
-	const head = len(verdictsMagic) + 32 + len(key)
-	if len(all) < head+sha256.Size || !bytes.HasPrefix(all, []byte(verdictsMagic)) {
-		return nil, key, damaged
+	const headLen = len(verdictsMagic) + 3*32
+	if len(all) < headLen+sha256.Size || !bytes.HasPrefix(all, []byte(verdictsMagic)) {
+		return nil, head, damaged
 	}
 	all, end := all[:len(all)-sha256.Size], all[len(all)-sha256.Size:]
 	if sum := sha256.Sum256(all); !bytes.Equal(sum[:], end) {
-		return nil, key, damaged
+		return nil, head, damaged
 	}
-	if !bytes.Equal(all[len(verdictsMagic):][:32], basis[:]) {
-		return nil, key, errOtherBasis
+	rest := all[len(verdictsMagic):]
+	if !bytes.Equal(rest[:32], basis[:]) {
+		return nil, head, errOtherBasis
 	}
-	copy(key[:], all[len(verdictsMagic)+32:])
-	rest := all[head:]
+	copy(head.stamp[:], rest[32:])
+	copy(head.key[:], rest[64:])
+	list, ok := parseVerdicts(rest[96:])
+	if !ok {
+		return nil, head, damaged
+	}
+	return list, head, nil
+}
+
+func parseVerdicts(rest []byte) (list []verdict, ok bool) {
 	n, k := binary.Uvarint(rest)
 	if k <= 0 || n > uint64(len(rest))/18 {
-		return nil, key, damaged
+		return nil, false
 	}
 	rest = rest[k:]
 	list = make([]verdict, n)
@@ -183,13 +211,13 @@ func readVerdicts(name string, basis [32]byte) (list []verdict, key sumKey, err 
 	for i := range list {
 		d, k := binary.Uvarint(rest)
 		if k <= 0 || len(rest) < k+17 || verify.Scope(rest[k+16]) > verify.ScopePublic {
-			return nil, key, damaged
+			return nil, false
 		}
 		last += int64(d)
 		list[i] = verdict{last, binary.BigEndian.Uint64(rest[k:]), binary.BigEndian.Uint64(rest[k+8:]), verify.Scope(rest[k+16])}
 		rest = rest[k+17:]
 	}
-	return list, key, nil
+	return list, true
 }
 
 // summer makes the sums of rows.

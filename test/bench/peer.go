@@ -199,7 +199,7 @@ func sixteenRow(b *bench) (*result, error) {
 		return nil, err
 	}
 	res.sample("from the store, 16 GiB", "s", d.Seconds())
-	res.sample("serving from the store: peak RSS", "MB", float64(n.has.memory("VmHWM"))/1e6)
+	res.sample("serving from the store: peak RSS", "MB", float64(n.has.agentMemory("VmHWM"))/1e6)
 	if _, err = fetch(n.asks.addr, 16, 1, c.narInfos(), 200, nil); err != nil {
 		return nil, err
 	}
@@ -207,9 +207,8 @@ func sixteenRow(b *bench) (*result, error) {
 		return nil, err
 	}
 	res.sample("from a peer, 16 GiB", "s", d.Seconds())
-	res.sample("sending agent: peak RSS", "MB", float64(n.has.memory("VmHWM"))/1e6)
-	res.sample("receiving agent: peak RSS", "MB", float64(n.asks.memory("VmHWM"))/1e6)
-	res.note("RSS includes the small process that owns the port")
+	res.sample("sending agent: peak RSS", "MB", float64(n.has.agentMemory("VmHWM"))/1e6)
+	res.sample("receiving agent: peak RSS", "MB", float64(n.asks.agentMemory("VmHWM"))/1e6)
 	res.most("peak RSS, the larger agent, MB", max(res.median("sending agent: peak RSS"), res.median("receiving agent: peak RSS")), 160)
 	return res, os.RemoveAll(filepath.Join(n.asks.dir, "state", "spool"))
 }

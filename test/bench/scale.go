@@ -133,9 +133,10 @@ func (b *bench) scaleOnce(res *result, f *server, c *corpus, again string, start
 	if b.quick {
 		idle = 5 * time.Second
 	}
-	used := f.cpu()
+	used := f.running()
 	time.Sleep(idle)
-	res.sample(again+"idle", "% core", 100*(f.cpu()-used).Seconds()/idle.Seconds())
-	res.sample(again+"RSS, idle", "MB", float64(f.memory("VmRSS"))/1e6)
+	res.sample(again+"idle", "% core", 100*(f.running()-used).Seconds()/idle.Seconds())
+	res.sample(again+"RSS, idle", "MB", float64(f.agentMemory("VmRSS"))/1e6)
+	res.sample(again+"RSS with the port's owner", "MB", float64(f.memory("VmRSS"))/1e6)
 	return nil
 }

@@ -301,16 +301,42 @@ func (s *server) cpu() time.Duration {
 	return time.Duration(ticks) * 10 * time.Millisecond
 }
 
-// memory sums a field of /proc/PID/status such as VmRSS or VmHWM, bytes.
-func (s *server) memory(field string) (n int64) {
+// running is the CPU time of the server's living threads, exactly; those that ended are not in it.
+func (s *server) running() (d time.Duration) {
 	for _, pid := range s.processes() {
-		text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
-		for _, line := range strings.Split(string(text), "\n") {
-			if v, ok := strings.CutPrefix(line, field+":"); ok {
-				kib, _ := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
-				n += kib << 10
-			}
+		tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+		for _, t := range tasks {
+			text, _ := os.ReadFile(t)
+			ns, _, _ := strings.Cut(string(text), " ")
+			n, _ := strconv.ParseInt(ns, 10, 64)
+			d += time.Duration(n)
 		}
 	}
+	return d
+}
+
+// memory sums a field of /proc/PID/status such as VmRSS or VmHWM, bytes, over the server's processes.
+func (s *server) memory(field string) (n int64) {
+	for _, pid := range s.processes() {
+		n += memory(pid, field)
+	}
 	return n
+}
+
+// agentMemory is that of the agent itself, without the small process that owns its port, which shares
+// most of its memory with it and which systemd's socket units make needless.
+func (s *server) agentMemory(field string) int64 {
+	list := s.processes()
+	return memory(list[len(list)-1], field)
+}
+
+func memory(pid int, field string) int64 {
+	text, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
+	for _, line := range strings.Split(string(text), "\n") {
+		if v, ok := strings.CutPrefix(line, field+":"); ok {
+			kib, _ := strconv.ParseInt(strings.Fields(v)[0], 10, 64)
+			return kib << 10
+		}
+	}
+	return 0
 }
