@@ -18,6 +18,7 @@ import (
 	"sync"
 
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/host"
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -31,9 +32,10 @@ import (
 
 // Protocols of the peer wire.
 const (
-	ProtoHTTP  protocol.ID = "/flurry/1"
-	ProtoHave  protocol.ID = "/flurry/have/1"
-	ProtoGroup protocol.ID = "/flurry/group/1"
+	ProtoHTTP    protocol.ID = "/flurry/1"
+	ProtoHave    protocol.ID = "/flurry/have/1"
+	ProtoGroup   protocol.ID = "/flurry/group/1"
+	ProtoFlights protocol.ID = "/flurry/flights/1"
 )
 
 // Config of a Recorder.
@@ -41,6 +43,8 @@ type Config struct {
 	Listen   string // multiaddr such as "/ip4/127.0.0.1/tcp/0"; "" = does not listen
 	StoreDir string // for its greeting; "" = /nix/store
 	Secret   []byte // the group's; nil = a stranger, who goes through the motions
+	Key      []byte // ed25519 private key, 64 bytes, of its identity; nil = a new one
+	Forget   bool   // keep nothing of what passes: for a peer that sends without end
 }
 
 // Recorder is a raw peer. Its methods are safe for concurrent use; mu guards the fields below it.
@@ -66,8 +70,19 @@ func Start(cfg Config) (*Recorder, error) {
 	r := &Recorder{cfg: cfg, haves: map[peer.ID]*haves{}, news: make(chan struct{})}
 	options := []libp2p.Option{
 		libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(libp2ptls.ID, libp2ptls.New),
-		libp2p.Muxer(yamux.ID, &muxer{yamux.DefaultTransport, r}),
 		libp2p.ResourceManager(&network.NullResourceManager{}), libp2p.DisableRelay(), libp2p.DisableMetrics(),
+	}
+	if cfg.Forget {
+		options = append(options, libp2p.Muxer(yamux.ID, yamux.DefaultTransport))
+	} else {
+		options = append(options, libp2p.Muxer(yamux.ID, &muxer{yamux.DefaultTransport, r}))
+	}
+	if cfg.Key != nil {
+		key, err := crypto.UnmarshalEd25519PrivateKey(cfg.Key)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, libp2p.Identity(key))
 	}
 	var err error
 	if r.host, err = libp2p.New(options...); err != nil {
