@@ -76,6 +76,16 @@ func NotFound(w http.ResponseWriter) {
 	w.Write(notFound)
 }
 
+// NotFoundBecause is NotFound with a line that tells why.
+func NotFoundBecause(w http.ResponseWriter, why string) {
+	text := "not found: " + why + "\n"
+	h := w.Header()
+	h["Content-Type"] = []string{"text/plain"}
+	h["Content-Length"] = []string{strconv.Itoa(len(text))}
+	w.WriteHeader(http.StatusNotFound)
+	io.WriteString(w, text)
+}
+
 // Content is one NAR of known size that can be written in ranges.
 type Content interface {
 	Size() int64 // bytes

@@ -174,8 +174,8 @@ func (b *narBody) Read(buf []byte) (int, error) {
 
 func (b *narBody) Close() error {
 	b.once.Do(func() {
-		if b.n >= minRateBytes {
-			b.p.sampleRate(float64(b.n) / max(time.Since(b.started).Seconds(), 1e-6))
+		if took := time.Since(b.started); b.n >= minRateBytes || took >= minRateTime {
+			b.p.sampleRate(max(float64(b.n)/max(took.Seconds(), 1e-6), slowestRate))
 		}
 	})
 	return b.ReadCloser.Close()

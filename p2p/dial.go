@@ -5,6 +5,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/crypto"
@@ -54,6 +55,8 @@ type dialer struct {
 	h    *Host
 	wake chan struct{}
 
+	unreached atomic.Pointer[func()] // to be called after a dial by a hint that says Keep failed; may be nil
+
 	mu    sync.Mutex
 	hints map[string]*hint // by mechanism and name
 }
@@ -65,6 +68,7 @@ type hint struct {
 	next    time.Time // when to dial again
 	failed  int
 	dialing bool
+	trouble trouble // of the dials since the last success
 }
 
 func newDialer(h *Host) *dialer {
@@ -87,7 +91,7 @@ func (d *dialer) found(f discovery.Found) {
 	d.h.gater.learn(f, id)
 	n := &hint{Found: f, id: id, heard: d.h.now()}
 	if old != nil {
-		n.failed, n.next, n.dialing = old.failed, old.next, old.dialing
+		n.failed, n.next, n.dialing, n.trouble = old.failed, old.next, old.dialing, old.trouble
 		if id == "" {
 			n.id = old.id
 		}
@@ -239,13 +243,17 @@ func (d *dialer) dial(ctx context.Context, n *hint) {
 		return
 	}
 	if err == nil {
-		n.id = id // failed stays until the connection has lasted
+		n.id, n.trouble = id, trouble{} // failed stays until the connection has lasted
 		d.h.gater.learn(n.Found, id)
 		d.h.setVia(id, string(n.Via))
 		return
 	}
 	back := min(redialMost, redialFirst<<min(n.failed, 12))
 	n.next = d.h.now().Add(back/2 + rand.N(back))
+	n.trouble.add(d.h.now(), withoutLines(err))
+	if again := d.unreached.Load(); again != nil && n.Keep {
+		(*again)()
+	}
 	if n.failed++; n.failed == 1 {
 		d.h.log.Info("could not reach a peer; trying again", "via", n.Via, "name", n.Name, "err", err)
 	}

@@ -28,13 +28,19 @@ const (
 	banTime       = 12 * time.Hour         // for wrong bytes
 	maxReason     = 200                    // bytes of an error kept as a ban's reason
 	minRateBytes  = 256 << 10              // a body below this says nothing about throughput
+	minRateTime   = 500 * time.Millisecond // unless it took that long: a dribble says much
+	slowestRate   = 16 << 10               // bytes per second; slower is all the same, and must be able to heal
 	strangerDelay = 20 * time.Millisecond  // added to the cost of a peer without a good record
 	falseWeight   = 0.1                    // of the newest answer in the share of false claims
 	falseHalfLife = 10 * time.Minute       // a liar that is asked nothing must be able to heal
+	rateHalfLife  = 10 * time.Minute       // and so must one that was slow
 )
 
 // ErrBusy is a peer's answer that it serves as many as it can. It says nothing against the peer.
 var ErrBusy = errors.New("busy")
+
+// errFalseClaims is what an operator reads of a peer that often lacks what its have-set names.
+var errFalseClaims = errors.New("says \"not found\" to what it claims to have")
 
 // Peer is another agent. Its methods are safe for concurrent use; mu guards the fields below it.
 type Peer struct {
@@ -67,7 +73,8 @@ type Peer struct {
 	haveBudget   *rate.Limiter      // what its have-set streams may cost us, in bytes; nil before the first
 	rtt          time.Duration
 	rttMeasured  bool
-	rate         float64 // bytes per second of its NAR bodies, 0 unknown
+	rate         float64 // bytes per second of its NAR bodies as of rateAt, 0 unknown
+	rateAt       time.Time
 	good         int     // verified transfers, kept over restarts
 	falseShare   float64 // share of false claims among its answers, smoothed, as of falseAt
 	falseAt      time.Time
@@ -75,6 +82,7 @@ type Peer struct {
 	suspectUntil time.Time
 	bannedUntil  time.Time
 	banReason    string
+	trouble      trouble
 	group        bool // proved knowledge of the group secret on this connection
 }
 
@@ -120,10 +128,7 @@ func (p *Peer) costNow(now time.Time, size int64) (cost time.Duration, ok bool) 
 }
 
 func (p *Peer) costLocked(now time.Time, size int64) time.Duration {
-	rate := p.rate
-	if rate == 0 {
-		rate = firstRate // try new peers, but known fast ones first
-	}
+	rate := p.rateLocked(now)
 	cost := p.rtt + time.Duration(float64(size)/rate*float64(time.Second)) + time.Duration(min(p.failures, 100))*50*time.Millisecond
 	if p.good == 0 {
 		cost = 2*cost + strangerDelay
@@ -133,6 +138,16 @@ func (p *Peer) costLocked(now time.Time, size int64) time.Duration {
 		cost += time.Duration(share * float64(4*cost+100*time.Millisecond))
 	}
 	return cost
+}
+
+// rateLocked is what the peer is expected to send in bytes per second. A new one is tried, after known fast
+// ones; one that was slow is not asked, so it is given the benefit of the doubt as time passes.
+func (p *Peer) rateLocked(now time.Time) float64 {
+	if p.rate == 0 || p.rate >= firstRate {
+		return max(p.rate, firstRate)
+	}
+	age := max(0, now.Sub(p.rateAt))
+	return firstRate - (firstRate-p.rate)*math.Exp2(-age.Seconds()/rateHalfLife.Seconds())
 }
 
 func (p *Peer) falseShareLocked(now time.Time) float64 {
@@ -170,6 +185,7 @@ func (p *Peer) sampleRTT(d time.Duration) {
 func (p *Peer) sampleRate(rate float64) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.rateAt = p.host.now()
 	if p.rate == 0 {
 		p.rate = rate
 		return
@@ -187,7 +203,9 @@ func (p *Peer) answered(had bool) {
 	}
 	p.falseShare, p.falseAt = p.falseShareLocked(now)*(1-falseWeight), now
 	if !had {
-		p.falseShare += falseWeight
+		if p.falseShare += falseWeight; p.falseShare > falseTold {
+			p.trouble.add(now, errFalseClaims)
+		}
 	}
 }
 
@@ -213,6 +231,7 @@ func (p *Peer) Flaky(err error) {
 		p.mu.Unlock()
 		return
 	}
+	p.trouble.add(now, err)
 	if now.Before(p.suspectUntil) && p.failures > 0 { // one cause lets many requests down at once: it counts once
 		p.mu.Unlock()
 		return

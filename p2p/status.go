@@ -2,6 +2,7 @@ package p2p
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	ma "github.com/multiformats/go-multiaddr"
@@ -28,7 +29,7 @@ type PeerStatus struct {
 	Paths     int     // that it says it shares
 	In, Out   int64   // NAR bytes from and to it
 	State     string
-	Reason    string        // why it is banned
+	Reason    string        // why it is banned, or its latest trouble
 	Connected time.Duration // since when, 0 if not
 	Remaining time.Duration // of the ban or the suspicion
 	Agent     string        // what it says it is, such as "flurry/1.0"; "" if not known
@@ -46,6 +47,13 @@ func (h *Host) Peers() []PeerStatus {
 	out := make([]PeerStatus, 0, len(list))
 	for _, p := range list {
 		out = append(out, p.status())
+	}
+	for _, s := range h.dialer.namedAway() {
+		if i := slices.IndexFunc(out, func(o PeerStatus) bool { return o.ID == s.ID }); i < 0 {
+			out = append(out, s)
+		} else if out[i].Reason == "" {
+			out[i].Reason = s.Reason
+		}
 	}
 	return out
 }
@@ -65,6 +73,7 @@ func (p *Peer) status() PeerStatus {
 	s.Via, s.RTT, s.Rate = p.via, p.rtt, p.rate
 	s.Group, s.Good, s.Failures = p.group, p.good, p.failures
 	now := p.host.now()
+	s.Reason = p.trouble.text(now)
 	switch {
 	case now.Before(p.bannedUntil):
 		s.State, s.Reason, s.Remaining = StateBanned, p.banReason, p.bannedUntil.Sub(now)

@@ -51,14 +51,18 @@ type Peer interface {
 	ID() string
 	// RTT is the smoothed time to the first byte of an answer.
 	RTT() time.Duration
+	// Cost estimates how long it takes to send size bytes.
+	Cost(size int64) time.Duration
 	// NarInfo returns an unverified narinfo.
 	NarInfo(ctx context.Context, d verify.PathDigest) (*verify.NarInfo, error)
 	// NAR returns the unverified bytes [from, to) of a NAR of size bytes.
 	NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size, from, to int64) (io.ReadCloser, error)
 	// Chain returns what the peer claims to be the chain of a NAR of size bytes; it may take seconds.
 	Chain(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size int64) (verify.Chain, error)
-	// Good, Flaky and Convict report how it went: verified bytes, trouble, proven lies.
+	// Good, Useless, Flaky and Convict report how it went: verified bytes, an answer of no use that may be
+	// no fault, trouble, proven lies.
 	Good()
+	Useless(err error)
 	Flaky(err error)
 	Convict(err error)
 }
@@ -67,6 +71,8 @@ type Peer interface {
 // it could not be asked. Safe for concurrent use.
 type Upstream interface {
 	URL() string
+	// Trouble tells what went wrong with it, for operators.
+	Trouble(err error)
 	// NarInfo returns a verified narinfo and its text as received.
 	NarInfo(ctx context.Context, h verify.StoreHash) (*verify.Verified, string, error)
 	// Parse verifies a text that NarInfo once returned.

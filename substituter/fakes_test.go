@@ -220,6 +220,8 @@ type behaviour struct {
 	absent   bool          // says no to everything
 	hangOpen bool          // never answers
 	perRead  time.Duration // between pieces of 64 KiB
+	piece    int           // or of so many bytes
+	letGo    time.Duration // how long Close and a waiting Read hold on
 
 	alsoCorrupt []int // offsets of more flipped bytes
 
@@ -237,7 +239,12 @@ type body struct {
 	once   sync.Once
 }
 
-func (b *body) Close() error     { b.once.Do(func() { close(b.closed) }); return nil }
+func (b *body) Close() error {
+	time.Sleep(b.b.letGo)
+	b.once.Do(func() { close(b.closed) })
+	return nil
+}
+
 func (b *body) WireBytes() int64 { return int64(b.off) }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -262,7 +269,11 @@ func (b *body) Read(p []byte) (int, error) {
 		}
 		return 0, errors.New("connection reset by test")
 	}
-	n := copy(p[:min(len(p), 64<<10)], b.nar[b.off:end])
+	piece := 64 << 10
+	if b.b.piece > 0 {
+		piece = b.b.piece
+	}
+	n := copy(p[:min(len(p), piece)], b.nar[b.off:end])
 	if c := b.b.corrupt; c >= b.off && c < b.off+n {
 		p[c-b.off] ^= 0x55
 	}
@@ -316,11 +327,12 @@ type fakePeer struct {
 	id string
 	behaviour
 
-	mu                sync.Mutex
-	opened            []int64
-	goods             int
-	chains            int // questions for chains
-	flakies, convicts []error
+	mu                         sync.Mutex
+	opened                     []int64
+	goods                      int
+	chains                     int // questions for chains
+	flakies, convicts, useless []error
+	info                       *verify.NarInfo // what it says of the path, nil for the truth
 }
 
 func (w *world) peer(id string, b behaviour) *fakePeer {
@@ -341,6 +353,9 @@ func (p *fakePeer) RTT() time.Duration { return 2 * time.Millisecond }
 func (p *fakePeer) NarInfo(ctx context.Context, _ verify.PathDigest) (*verify.NarInfo, error) {
 	if _, err := p.open(ctx, nil, 0); err != nil {
 		return nil, err
+	}
+	if p.info != nil {
+		return p.info, nil
 	}
 	return p.w.info, nil
 }
@@ -371,6 +386,14 @@ func (p *fakePeer) Chain(ctx context.Context, _ verify.StoreHash, _ verify.Hash,
 
 func (p *fakePeer) Good() { p.mu.Lock(); p.goods++; p.mu.Unlock() }
 
+func (p *fakePeer) Useless(err error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.useless = append(p.useless, err)
+}
+
+func (p *fakePeer) Cost(int64) time.Duration { return p.RTT() }
+
 func (p *fakePeer) Flaky(err error) {
 	p.mu.Lock()
 	p.flakies = append(p.flakies, err)
@@ -393,6 +416,7 @@ type fakeUpstream struct {
 	narInfos int
 	opened   []int64
 	names    []string // of the NARs asked for
+	troubles []error
 }
 
 func (u *fakeUpstream) asked() []string {
@@ -418,6 +442,12 @@ func (u *fakeUpstream) now() behaviour {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.behaviour
+}
+
+func (u *fakeUpstream) Trouble(err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.troubles = append(u.troubles, err)
 }
 
 func (u *fakeUpstream) URL() string                                      { return "http://" + u.name }

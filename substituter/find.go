@@ -20,7 +20,6 @@ const (
 	findPatience     = 3500 * time.Millisecond // all sources together; then it is a miss
 	peerHedgeLeast   = 100 * time.Millisecond  // a busy LAN peer answers within that; after that much silence of a peer the next source is asked too
 	peerHedgeMost    = 300 * time.Millisecond
-	upstreamHedge    = 700 * time.Millisecond
 	startGrace       = 3 * time.Second // after the start; neighbours are found again within it
 	startPoll        = 50 * time.Millisecond
 	peersAsked       = 3       // of those that claim to have a path
@@ -64,6 +63,7 @@ type finder struct {
 	started   time.Time
 
 	upstreamRequests atomic.Int64
+	records          records // of answers to narinfo questions
 }
 
 // find returns the narinfo of h. Errors wrap [ErrAbsent] if every source said no; any other means that
@@ -189,7 +189,7 @@ func (f *finder) ask(ctx context.Context, h verify.StoreHash, holders []Peer, ac
 	for _, p := range firstOf(holders, peersAsked) {
 		list = append(list, f.peerQuestion(p, h))
 	}
-	for _, up := range f.upstreams {
+	for _, up := range f.records.order(f.upstreams, f.now()) {
 		list = append(list, f.upstreamQuestion(up, h))
 	}
 	if f.internet != nil { // those told that they have it, and are slower than a central cache that answers
@@ -221,13 +221,18 @@ func (f *finder) peerQuestion(p Peer, h verify.StoreHash) question {
 		asked := time.Now()
 		n, err := p.NarInfo(ctx, h.Digest())
 		if err != nil {
-			if silent := time.Since(asked); silent > hedge && !errors.Is(err, ErrAbsent) && !errors.Is(err, ErrBusy) {
+			switch silent := time.Since(asked); {
+			case errors.Is(err, ErrAbsent), errors.Is(err, ErrBusy):
+			case ctx.Err() == nil:
+				p.Flaky(err)
+			case silent >= hedge:
 				p.Flaky(fmt.Errorf("no answer to a question for %v", silent.Round(time.Millisecond)))
 			}
 			return nil, err
 		}
 		v, err := f.verifyClaim(h, n)
 		if err != nil {
+			p.Useless(fmt.Errorf("narinfo of no use: %w", err)) // perhaps only of a key that is not ours
 			return nil, fmt.Errorf("peer %s: %w", p.ID(), err)
 		}
 		f.disk.put(h, fromPeer, n.String())
@@ -236,8 +241,22 @@ func (f *finder) peerQuestion(p Peer, h verify.StoreHash) question {
 }
 
 func (f *finder) upstreamQuestion(up Upstream, h verify.StoreHash) question {
-	return question{upstreamHedge, func(ctx context.Context) (*found, error) {
-		return f.fromUpstream(ctx, up, h)
+	r := f.records.of(up)
+	hedge := r.patience(4, hedgeLeast, hedgeMost)
+	return question{hedge, func(ctx context.Context) (*found, error) {
+		asked := time.Now()
+		got, err := f.fromUpstream(ctx, up, h)
+		switch took := time.Since(asked); {
+		case err == nil, errors.Is(err, ErrAbsent):
+			r.fine(took)
+		case ctx.Err() == nil:
+			r.trouble(f.now())
+			up.Trouble(err)
+		case took >= hedge: // another source was quicker
+			r.trouble(f.now())
+			up.Trouble(fmt.Errorf("no answer to a question for %v", took.Round(time.Millisecond)))
+		}
+		return got, err
 	}}
 }
 

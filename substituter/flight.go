@@ -25,6 +25,8 @@ const (
 	pollEvery = 25 * time.Millisecond
 	// hashStep is how much is read back from a spool file at once to be hashed.
 	hashStep = 1 << 20
+	// progressStep is how many bytes count as a sign of life: who dribbles is as good as silent.
+	progressStep = 4 << 10
 )
 
 // flight fetches one NAR, once, for however many readers. Its run goroutine decides, its legs receive
@@ -42,20 +44,23 @@ type flight struct {
 	claimed  spans // bytes that a leg has received; each is taken from one source only
 	written  spans // those that are in the spool
 	prefix   int64 // bytes from 0 on that came from upstreams and may stream unverified
-	hold     bool  // after a mismatch nothing streams until all is verified
+	hold     bool  // nothing streams until all is verified: the NAR is small, or a try of it was wrong
 	served   int64 // unverified bytes shown to some reader
 	epoch    int   // number of mismatches; readers of an older epoch may hold wrong bytes
 	poisoned bool  // they do
 	legs     map[*leg]bool
 	parts    []part    // who sent what, in order of arrival
-	progress time.Time // of the last byte
+	progress time.Time // of the last progressStep bytes
+	marked   int64     // bytes since then
+	writing  int       // legs that are putting bytes into the spool
 	done     bool
 	err      error
 	readers  int
-	told     bool      // neighbours heard of it
-	asked    bool      // Nix asked for it; else it is only fetched ahead
-	idle     time.Time // since when there are no readers
-	trash    []*spool  // of failed tries; a reader may still be writing from one
+	told     bool          // neighbours heard of it
+	asked    bool          // Nix asked for it; else it is only fetched ahead
+	spent    time.Duration // what its first reader waited before
+	idle     time.Time     // since when there are no readers
+	trash    []*spool      // of failed tries; a reader may still be writing from one
 }
 
 // part is a run of bytes from one source.
@@ -71,12 +76,14 @@ type leg struct {
 	cancel   context.CancelFunc
 	pos, end int64     // what it still has to bring; end shrinks when another source takes over the rest
 	got      int64     // bytes it contributed
-	lastByte time.Time // zero: none yet
+	lastByte time.Time // of the last progressStep bytes; zero: none yet
+	marked   int64     // bytes since then
 
 	dismissed bool // it was ended because its bytes came from elsewhere
+	slow      bool // another source was called in because it is so slow
 }
 
-// silent is how long the leg has not brought a byte.
+// silent is how long the leg has not brought bytes worth the name.
 func (l *leg) silent(now time.Time) time.Duration {
 	if l.lastByte.IsZero() {
 		return now.Sub(l.started)
@@ -277,18 +284,13 @@ func (f *flight) fill(ctx context.Context, p *plan) error {
 	running := 0
 	defer func() {
 		cancel()
-		for ; running > 0; running-- {
-			<-results
-		}
-		f.mu.Lock()
-		f.legs = map[*leg]bool{}
-		f.mu.Unlock()
+		p.dropLegs()
 	}()
 	start := func(l *leg) {
 		var lctx context.Context
 		lctx, l.cancel = context.WithCancel(ctx)
 		running++
-		go func() { results <- legEnd{l, f.runLeg(lctx, l)} }()
+		f.all.wg.Go(func() { results <- legEnd{l, f.runLeg(lctx, l)} })
 	}
 	for {
 		finished, silence := f.look()
@@ -366,7 +368,12 @@ func (f *flight) runLeg(ctx context.Context, l *leg) error {
 func (f *flight) keep(l *leg, p []byte) (done bool, err error) {
 	for len(p) > 0 {
 		f.mu.Lock()
-		l.lastByte = time.Now()
+		if !f.legs[l] {
+			break // nobody waits for it any more
+		}
+		if l.marked += int64(len(p)); l.marked >= progressStep {
+			l.lastByte, l.marked = time.Now(), 0
+		}
 		g, ok := f.claimed.gap(l.pos, min(l.pos+int64(len(p)), l.end))
 		if !ok {
 			l.pos = min(l.pos+int64(len(p)), l.end)
@@ -376,11 +383,15 @@ func (f *flight) keep(l *leg, p []byte) (done bool, err error) {
 		l.pos = g.to
 		f.claimed = f.claimed.add(g.from, g.to)
 		s := f.spool
+		f.writing++
 		f.mu.Unlock()
 
 		err := f.all.write(s, p[:g.len()], g.from)
 
 		f.mu.Lock()
+		if f.writing--; f.writing == 0 {
+			f.broadcast()
+		}
 		if err != nil {
 			f.mu.Unlock()
 			return false, fmt.Errorf("%w: %w", errLocal, err)
@@ -397,13 +408,15 @@ func (f *flight) keep(l *leg, p []byte) (done bool, err error) {
 	}
 	defer f.mu.Unlock()
 	_, more := f.claimed.gap(l.pos, l.end)
-	return !more, nil
+	return !more || !f.legs[l], nil
 }
 
 // arrived takes note of bytes in the spool; mu is held.
 func (f *flight) arrived(l *leg, g span) {
 	f.written = f.written.add(g.from, g.to)
-	f.progress = time.Now()
+	if f.marked += g.len(); f.marked >= progressStep {
+		f.progress, f.marked = time.Now(), 0
+	}
 	l.got += g.len()
 	f.all.received(l.src, g.len())
 	if l.src.streams() && f.prefix == g.from {

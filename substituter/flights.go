@@ -21,7 +21,11 @@ const (
 	// storedGrace is how long after its last reader a NAR in the spool is kept although the store shares it: a
 	// have-set's changes take a moment to reach all neighbours.
 	storedGrace = 3 * time.Second
-	rateLeast   = 256 << 10 // bytes; a smaller NAR says nothing about throughput
+	rateLeast   = 256 << 10               // bytes; a smaller NAR says nothing about throughput
+	holdTime    = 1500 * time.Millisecond // of downloading, which Nix waits for rather than see unverified bytes
+	holdLeast   = 4 << 20                 // bytes held in any case
+	holdLimit   = 64 << 20                // and at most
+	holdRate    = 10 << 20                // bytes per second, until it was measured
 )
 
 // Stats counts what the substituter did since it started. All bytes are of uncompressed NARs but Wire.
@@ -65,6 +69,7 @@ type flights struct {
 	room         room // for spools
 	noRoom       rate.Sometimes
 	upstreamRate atomic.Int64 // NAR bytes per second that the central caches lately gave, 0 unknown
+	records      records      // of the central caches' NARs
 	distrust     sync.Map     // upstream URL → time.Time until which it is asked last
 	keep         int64        // bytes of landed spools kept for latecomers
 
@@ -105,8 +110,9 @@ func (a *flights) run(ctx context.Context) error {
 	}
 }
 
-// join returns the flight that fetches v's NAR, a new one if need be, with one more reader.
-func (a *flights) join(v *verify.Verified) (*flight, *reader, error) {
+// join returns the flight that fetches v's NAR, a new one if need be, with one more reader, who has waited
+// for spent already.
+func (a *flights) join(v *verify.Verified, spent time.Duration) (*flight, *reader, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	f, err := a.open(v)
@@ -117,6 +123,7 @@ func (a *flights) join(v *verify.Verified) (*flight, *reader, error) {
 	defer f.mu.Unlock()
 	f.readers++
 	f.asked = true
+	f.spent = max(f.spent, spent)
 	a.nudge()
 	return f, &reader{f: f, epoch: f.epoch}, nil
 }
@@ -146,7 +153,7 @@ func (a *flights) open(v *verify.Verified) (*flight, error) {
 	f := &flight{
 		hash: v.Path().Hash(), v: v, all: a, wire: func(n int64) { a.stats.Wire.Add(n) },
 		changed: make(chan struct{}), legs: map[*leg]bool{},
-		spool: s, progress: time.Now(), idle: a.now(), began: a.now(),
+		spool: s, progress: time.Now(), idle: a.now(), began: a.now(), hold: v.NarSize() <= a.holdMost(),
 	}
 	a.byHash[v.NarHash()] = f
 	if old != nil { // it failed; a later request deserves a try of its own
@@ -202,6 +209,17 @@ func (a *flights) write(s *spool, p []byte, off int64) error {
 			return err
 		}
 	}
+}
+
+// holdMost is the largest NAR, in bytes, that is shown only once the whole is verified even if it comes from
+// a central cache. One wrong byte in what Nix has seen fails its command if it has no other substituter,
+// and waiting for a short download costs nearly nothing: the next NARs are on their way meanwhile.
+func (a *flights) holdMost() int64 {
+	rate := a.upstreamRate.Load()
+	if rate == 0 {
+		rate = holdRate
+	}
+	return min(max(holdLeast, int64(float64(rate)*holdTime.Seconds())), holdLimit)
 }
 
 // usable tells whether more readers may join.

@@ -20,6 +20,10 @@ const (
 	stealLeast = 512 << 10
 	stealTime  = 60 * time.Millisecond
 	firstRate  = 100e6 // bytes per second, before a leg brought anything
+	// A central cache is called in beside a peer that is slower by followRatio, not before helpLeast; helpRate
+	// stands for the cache's bytes per second until they were measured.
+	helpLeast = 500 * time.Millisecond
+	helpRate  = 1 << 20
 	// Without a byte for this long a flight that has shown Nix nothing ends: the next substituter is the
 	// better chance. One that has shown bytes holds on, since an abort costs Nix the whole NAR.
 	limitUnseen = 4500 * time.Millisecond
@@ -51,10 +55,14 @@ func newPlan(f *flight) *plan {
 
 // candidates returns the sources in the order in which they should be tried.
 func (p *plan) candidates() []source {
-	var list []source
+	var list, slow []source
 	whole := map[string]bool{}
 	for _, peer := range p.f.all.finder.peers.Holders(p.digest, p.f.v.NarSize()) {
 		whole[peer.ID()] = true
+		if peer.Cost(p.f.v.NarSize()) > p.tooLong() {
+			slow = append(slow, peerSource{peer})
+			continue
+		}
 		list = append(list, peerSource{peer})
 	}
 	for _, n := range p.near {
@@ -62,6 +70,7 @@ func (p *plan) candidates() []source {
 		case whole[n.Peer.ID()]:
 		case n.Stage == StageLanded:
 			list = append(list, peerSource{n.Peer})
+		case p.lone: // its bytes are unverified by nature, and somebody's were wrong
 		case len(n.Held) > 0:
 			held := spans{}
 			for _, h := range n.Held {
@@ -78,14 +87,24 @@ func (p *plan) candidates() []source {
 		list, beyond = append(list, beyond...), nil
 	}
 	var last []source
-	for _, up := range p.f.all.finder.upstreams {
+	all, now := p.f.all, p.f.all.now()
+	for _, up := range all.records.order(all.finder.records.order(all.finder.upstreams, now), now) {
 		if s := (upstreamSource{up, p.f.all}); s.distrusted() {
 			last = append(last, s)
 		} else {
 			list = append(list, s)
 		}
 	}
-	return slices.Concat(list, beyond, last)
+	return slices.Concat(list, beyond, slow, last)
+}
+
+// tooLong is how long a peer may need for the whole NAR before the central cache is the better choice.
+func (p *plan) tooLong() time.Duration {
+	rate := p.f.all.upstreamRate.Load()
+	if rate == 0 {
+		rate = helpRate
+	}
+	return followRatio * (helpLeast + time.Duration(float64(p.f.v.NarSize())/float64(rate)*float64(time.Second)))
 }
 
 // ready returns the sources that are not at work, the most promising first.
@@ -181,13 +200,27 @@ func (p *plan) assign(src source) *leg {
 		}
 		return l
 	}
-	if p.lone || victim == nil || !src.seeks() {
+	if p.lone || victim == nil || !src.seeks() && !p.tooSlowFor(victim, most) {
 		return nil
+	}
+	if !src.seeks() { // it passes by everything, and the slow one's bytes with it
+		victim.slow = true
+		l.pos, l.end = 0, f.v.NarSize()
+		return l
 	}
 	middle := (victim.pos + victim.end) / 2
 	l.pos, l.end = middle, victim.end
 	victim.end = middle
 	return l
+}
+
+// tooSlowFor tells whether the central cache would have brought the whole NAR long before a peer brings
+// what it has left. mu is held.
+func (p *plan) tooSlowFor(victim *leg, left time.Duration) bool {
+	if _, partial := victim.src.(partialSource); partial || !victim.src.fromPeer() || victim.got == 0 || time.Since(victim.started) < helpLeast {
+		return false // following others has its own rule
+	}
+	return left > p.tooLong()
 }
 
 // left estimates how long a leg still needs, 0 if it is not worth helping; flight.mu is held.
@@ -270,7 +303,7 @@ func (p *plan) limit() time.Duration {
 	if p.f.served > 0 {
 		return limitSeen
 	}
-	return limitUnseen
+	return max(limitUnseen-p.f.spent, limitUnseen/2)
 }
 
 // ended takes note of how a leg went. One that was silent when its bytes came from elsewhere is to
@@ -285,9 +318,12 @@ func (p *plan) ended(l *leg, err error) {
 	}
 	name := l.src.name()
 	if l.dismissed {
-		if silent := l.silent(time.Now()); silent > l.src.patience() {
+		p.f.mu.Lock()
+		trouble := l.trouble(time.Now())
+		p.f.mu.Unlock()
+		if trouble != nil {
 			p.failures[name]++
-			l.src.flaky(fmt.Errorf("silent for %v", silent.Round(time.Millisecond)))
+			l.src.flaky(trouble)
 		}
 		return
 	}
@@ -298,6 +334,46 @@ func (p *plan) ended(l *leg, err error) {
 	}
 	p.last = err
 	l.src.flaky(err)
+}
+
+// trouble is what to say of a leg that was not needed in the end, nil if nothing; mu is held.
+func (l *leg) trouble(now time.Time) error {
+	age := now.Sub(l.started)
+	switch silent := l.silent(now); {
+	case silent > l.src.patience():
+		return fmt.Errorf("silent for %v after %d bytes", silent.Round(time.Millisecond), l.got)
+	case l.slow:
+		return fmt.Errorf("slow: %d bytes in %v", l.got, age.Round(time.Millisecond))
+	}
+	return nil
+}
+
+// dropLegs ends what is still under way when it does not matter any more. It waits for nothing but bytes
+// on their way into the spool: a leg whose source does not let go ends in its own time.
+func (p *plan) dropLegs() {
+	f, now := p.f, time.Now()
+	type blame struct {
+		src source
+		err error
+	}
+	var blamed []blame
+	f.mu.Lock()
+	for l := range f.legs {
+		if trouble := l.trouble(now); trouble != nil {
+			blamed = append(blamed, blame{l.src, trouble})
+		}
+	}
+	f.legs = map[*leg]bool{}
+	for f.writing > 0 {
+		changed := f.changed
+		f.mu.Unlock()
+		<-changed
+		f.mu.Lock()
+	}
+	f.mu.Unlock()
+	for _, b := range blamed {
+		b.src.flaky(b.err)
+	}
 }
 
 func (p *plan) failure() error {

@@ -14,6 +14,7 @@ import (
 
 	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 
 	"github.com/flurry-nix/flurry/binarycache"
 	"github.com/flurry-nix/flurry/verify"
@@ -49,6 +50,7 @@ type Server struct {
 	ahead   *ahead
 	info    string
 	ready   chan struct{}
+	told    *rate.Limiter // of a log line that every question could cause
 
 	Stats Stats
 }
@@ -56,7 +58,7 @@ type Server struct {
 // New makes a Server; it creates its directories below cfg.StateDir.
 func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Upstream) (*Server, error) {
 	cfg.defaults()
-	s := &Server{cfg: cfg, log: cfg.Log, store: store, keys: keys, ready: make(chan struct{})}
+	s := &Server{cfg: cfg, log: cfg.Log, store: store, keys: keys, ready: make(chan struct{}), told: rate.NewLimiter(rate.Every(10*time.Second), 1)}
 	s.info = binarycache.Info(cfg.StoreDir, cfg.Priority)
 	narInfos, chainDir, spools := "", "", os.TempDir()
 	if cfg.StateDir != "" {
@@ -185,10 +187,17 @@ func (s *Server) narInfo(w http.ResponseWriter, r *http.Request, name string) {
 	got, err := s.finder.find(r.Context(), h)
 	if err != nil {
 		s.Stats.NarInfoMisses.Add(1)
-		if !errors.Is(err, ErrAbsent) && r.Context().Err() == nil {
-			s.log.Debug("answered a narinfo question with 404 for want of an answer", "err", err) // err may name a private path
+		if errors.Is(err, ErrAbsent) {
+			binarycache.NotFound(w)
+			return
 		}
-		binarycache.NotFound(w)
+		if r.Context().Err() == nil {
+			s.log.Debug("answered a narinfo question with 404 for want of an answer", "err", err) // err may name a private path
+			if s.told.Allow() {
+				s.log.Warn("no source answers narinfo questions; Nix is told 404. flurry status says who is in trouble")
+			}
+		}
+		binarycache.NotFoundBecause(w, saysNobodyAnswers)
 		return
 	}
 	s.Stats.NarInfoHits.Add(1)
@@ -238,16 +247,21 @@ func (s *Server) nar(w http.ResponseWriter, r *http.Request, name string) {
 		return
 	}
 	<-s.ready
+	asked := time.Now()
 	got, err := s.finder.findNAR(r.Context(), h, narHash)
 	if err != nil {
 		s.log.Debug("asked for a NAR that nobody knows", "err", err)
-		binarycache.NotFound(w)
+		if errors.Is(err, ErrAbsent) {
+			binarycache.NotFound(w)
+		} else {
+			binarycache.NotFoundBecause(w, saysNobodyAnswers)
+		}
 		return
 	}
 	if s.store.Has(h) && s.narFromStore(w, r, got.v) {
 		return
 	}
-	s.narFromFlight(w, r, got)
+	s.narFromFlight(w, r, got, time.Since(asked))
 }
 
 // narFromStore serves a valid path of the local store; false if it could not begin to.
@@ -269,14 +283,21 @@ func (s *Server) narFromStore(w http.ResponseWriter, r *http.Request, v *verify.
 	return true
 }
 
-// narFromFlight fetches the NAR from peers and upstreams, or joins those who already do.
-func (s *Server) narFromFlight(w http.ResponseWriter, r *http.Request, got *found) {
+// What Nix is told when it is told no for want of a source. Any local user may read it, so it names none.
+const (
+	saysNobodyAnswers = "no source has it and an upstream could not be asked in time; flurry status says why"
+	saysNobodyServes  = "no source could serve this NAR; flurry status and flurry peers say why"
+)
+
+// narFromFlight fetches the NAR from peers and upstreams, or joins those who already do. spent is what the
+// request took so far.
+func (s *Server) narFromFlight(w http.ResponseWriter, r *http.Request, got *found, spent time.Duration) {
 	if r.Method == http.MethodHead {
 		binarycache.ServeNAR(w, r, sizeOnly(got.v.NarSize()), 0, nil)
 		return
 	}
 	s.ahead.wanted(got)
-	f, content, err := s.flights.join(got.v)
+	f, content, err := s.flights.join(got.v, spent)
 	if err != nil {
 		s.narDirect(w, r, got, err)
 		return
@@ -288,7 +309,7 @@ func (s *Server) narFromFlight(w http.ResponseWriter, r *http.Request, got *foun
 		if r.Context().Err() == nil {
 			s.finder.forget(got.v.Path().Hash())
 		}
-		binarycache.NotFound(w)
+		binarycache.NotFoundBecause(w, saysNobodyServes)
 		return
 	}
 	binarycache.ServeNAR(w, r, binarycache.Counted(content, s.Stats.ToNix.Add), 0, func(err error) {

@@ -132,19 +132,19 @@ func TestAmongManyALiarIsFoundByItsBytes(t *testing.T) {
 
 func TestUpstreamBytesStreamButPeerBytesWait(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 3*mib)
+		w := newWorld(t, 20*mib) // smaller ones wait, too
 		w.upstream("x", behaviour{corrupt: -1, perRead: 10 * time.Millisecond})
 		s := w.start()
 		if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != http.StatusOK {
 			t.Fatal(rec.Code)
 		}
 		got, _ := s.finder.find(t.Context(), w.path.Hash())
-		f, r, err := s.flights.join(got.v)
+		f, r, err := s.flights.join(got.v, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
 		end, err := f.await(t.Context(), r.epoch, 0)
-		if err != nil || end <= 0 || end >= 3*mib {
+		if err != nil || end <= 0 || end >= 20*mib {
 			t.Errorf("upstream: first bytes at %d, %v", end, err)
 		}
 		s.flights.leave(f)
@@ -157,7 +157,7 @@ func TestUpstreamBytesStreamButPeerBytesWait(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f, r, err := s.flights.join(got.v)
+		f, r, err := s.flights.join(got.v, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -188,8 +188,8 @@ func TestWrongBytesNeverEndCleanly(t *testing.T) {
 
 func TestStreamedWrongBytesCutTheAnswerAndTheRetryIsRight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		w := newWorld(t, 3*mib)
-		w.upstream("x", behaviour{corrupt: 2 * mib, perRead: time.Millisecond})
+		w := newWorld(t, 20*mib)
+		w.upstream("x", behaviour{corrupt: 12 * mib, perRead: time.Millisecond})
 		w.upstream("y", honest)
 		s := w.start()
 		if rec := get(s, w.narURL()); rec != nil {

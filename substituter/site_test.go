@@ -113,8 +113,11 @@ type busPeer struct{ *busSite }
 func (p busPeer) ID() string         { return p.id }
 func (p busPeer) RTT() time.Duration { return time.Millisecond }
 func (p busPeer) Good()              {}
-func (p busPeer) Flaky(error)        { p.mu.Lock(); p.flaky++; p.mu.Unlock() }
-func (p busPeer) Convict(error)      { p.mu.Lock(); p.convict++; p.mu.Unlock() }
+func (p busPeer) Useless(error)      {}
+
+func (p busPeer) Cost(int64) time.Duration { return time.Millisecond }
+func (p busPeer) Flaky(error)              { p.mu.Lock(); p.flaky++; p.mu.Unlock() }
+func (p busPeer) Convict(error)            { p.mu.Lock(); p.convict++; p.mu.Unlock() }
 
 func (p busPeer) NarInfo(context.Context, verify.PathDigest) (*verify.NarInfo, error) {
 	return nil, ErrAbsent

@@ -12,7 +12,6 @@ import (
 const (
 	peerSilenceLeast = 250 * time.Millisecond
 	peerSilenceMost  = 900 * time.Millisecond
-	upstreamSilence  = 2 * time.Second
 )
 
 // source serves the bytes of one flight's NAR.
@@ -70,16 +69,28 @@ func (s upstreamSource) distrusted() bool {
 	return ok && s.all.now().Before(until.(time.Time))
 }
 
-func (s upstreamSource) name() string            { return s.URL() }
-func (s upstreamSource) fromPeer() bool          { return false }
-func (s upstreamSource) patience() time.Duration { return upstreamSilence }
-func (s upstreamSource) streams() bool           { return !s.distrusted() }
-func (s upstreamSource) seeks() bool             { return false }
-func (s upstreamSource) good()                   {}
-func (s upstreamSource) flaky(error)             {}
+func (s upstreamSource) name() string   { return s.URL() }
+func (s upstreamSource) fromPeer() bool { return false }
+func (s upstreamSource) streams() bool  { return !s.distrusted() }
+func (s upstreamSource) seeks() bool    { return false }
+func (s upstreamSource) good()          { s.all.records.of(s.Upstream).fine(0) }
+
+// patience follows from how quick the cache's narinfos are; its NARs' headers take longer.
+func (s upstreamSource) patience() time.Duration {
+	return s.all.finder.records.of(s.Upstream).patience(8, silenceLeast, silenceMost)
+}
+
+func (s upstreamSource) flaky(err error) {
+	if errors.Is(err, ErrAbsent) || errors.Is(err, context.Canceled) {
+		return
+	}
+	s.all.records.of(s.Upstream).trouble(s.all.now())
+	s.Trouble(err)
+}
 
 func (s upstreamSource) convict(err error) {
 	s.all.distrust.Store(s.URL(), s.all.now().Add(distrustTime))
+	s.Trouble(fmt.Errorf("served wrong bytes: %w", err))
 	s.all.log.Warn("upstream served wrong bytes", "upstream", s.URL(), "err", err)
 }
 
@@ -93,6 +104,9 @@ func (s upstreamSource) open(ctx context.Context, f *flight, off, _ int64) (io.R
 		return nil, fmt.Errorf("%s has another build of the path: %w", s.URL(), ErrAbsent)
 	}
 	body, err := s.NAR(ctx, got.v, off)
+	if errors.Is(err, ErrAbsent) {
+		s.Trouble(fmt.Errorf("has the narinfo and not the NAR: %w", err))
+	}
 	if err != nil {
 		return nil, err
 	}

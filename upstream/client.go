@@ -203,6 +203,13 @@ func (c *Client) unreachable(u *url.URL, cause error) error {
 	return c.note(&UnreachableError{URL: show(u), Cause: cause})
 }
 
+// Trouble notes what went wrong with the cache beyond its answers, such as wrong bytes, for Status.
+func (c *Client) Trouble(err error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.last, c.lastAt = err, time.Now()
+}
+
 func (c *Client) note(e *UnreachableError) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -38,6 +38,8 @@ const (
 	// stopGrace is what answers get to finish after SIGTERM; the whole exit must stay under a second.
 	// Nix resumes a NAR that was cut from the successor.
 	stopGrace = 300 * time.Millisecond
+	// troubleShown is how long an operator reads of an upstream's latest trouble.
+	troubleShown = time.Hour
 	// headerPatience bounds how long a local connection may take over a request's header.
 	headerPatience = 30 * time.Second
 )
@@ -182,6 +184,7 @@ func (a *agent) newPeers() error {
 			return err
 		}
 		a.finders = append(a.finders, f)
+		a.host.OnUnreached(f.Refresh)
 	}
 	return nil
 }
@@ -316,6 +319,9 @@ func (a *agent) report() status.Report {
 	}
 	for _, u := range a.upstreams {
 		us := u.Status()
+		if time.Since(us.LastErrorAt) > troubleShown {
+			us.LastError = ""
+		}
 		r.Upstreams = append(r.Upstreams, status.Upstream{URL: us.URL, Reachable: us.Reachable, LastError: us.LastError, RTTMillis: status.Millis(us.RTT), XZ: us.XZ})
 	}
 	if a.host == nil {

@@ -34,6 +34,7 @@ type storePath struct {
 	narHash     verify.Hash
 	refs        []string // base names
 	compression string
+	file        []byte // the NAR, compressed
 	sig         string // of the true fingerprint
 }
 
@@ -75,6 +76,9 @@ func (c *corpus) add(name string, size int, compression string) error {
 		p.refs = append(p.refs, before.Base())
 	}
 	p.sig = c.sign(p)
+	if p.file, err = pack(p.nar, compression); err != nil {
+		return err
+	}
 	c.paths = append(c.paths, p)
 	return nil
 }

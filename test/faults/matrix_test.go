@@ -146,13 +146,14 @@ func (sc *scene) close() {
 type cell struct {
 	Source  string  `json:"source"`
 	Fault   string  `json:"fault"`
-	Exit    int     `json:"exit"`              // of nix-store
-	Seconds float64 `json:"seconds"`           // of nix-store
-	Added   float64 `json:"added_seconds"`     // against the same without the fault
-	Applied int64   `json:"applied"`           // how often the fault was shown
-	Culprit string  `json:"culprit"`           // what the agent says of the hostile source
-	Honest  bool    `json:"honest_blamed"`     // the agent says something bad of the honest one
-	Trouble string  `json:"trouble,omitempty"` // why the cell failed
+	Exit    int     `json:"exit"`                    // of nix-store
+	Seconds float64 `json:"seconds"`                 // of nix-store
+	Added   float64 `json:"added_seconds"`           // against the same without the fault
+	Applied int64   `json:"applied"`                 // how often the fault was shown
+	Culprit string  `json:"culprit"`                 // what the agent says of the hostile source
+	Honest  bool    `json:"honest_blamed"`           // the agent says something bad of the honest one
+	Says    string  `json:"of_the_honest,omitempty"` // and what
+	Trouble string  `json:"trouble,omitempty"`       // why the cell failed
 }
 
 func (c *cell) fail(format string, args ...any) {
@@ -190,18 +191,44 @@ func (w *world) run(f *fault, kind string) (c cell) {
 	return c
 }
 
-// judge reads what the agent says of whom.
+// judge reads what the agent says of whom. A peer that is only named to the agent is dialled meanwhile,
+// which takes seconds to fail.
 func (sc *scene) judge(f *fault, c *cell) {
+	bad, err := false, error(nil)
+	for end := time.Now().Add(2 * answerLimit); ; time.Sleep(100 * time.Millisecond) {
+		bad, err = sc.look(c)
+		if err != nil || bad || f.static == nil || c.Source != kindPeer || time.Now().After(end) {
+			break
+		}
+	}
+	switch {
+	case err != nil:
+		c.fail("%v", err)
+	case c.Honest:
+		c.fail("the honest source is blamed: %s", c.Says)
+	case c.Applied == 0 && f != honestly:
+		c.fail("the fault was never shown")
+	case f.blame == blameNone && bad:
+		c.fail("blamed for nothing: %s", c.Culprit)
+	case f.blame != blameNone && !bad:
+		c.fail("the culprit is not named")
+	case f.blame == blameBanned && c.Source == kindPeer && !strings.HasPrefix(c.Culprit, "banned"):
+		c.fail("wrong bytes, and not banned: %s", c.Culprit)
+	}
+}
+
+// look fills in what the agent says of the sources now; bad is whether it says anything against the
+// hostile one.
+func (sc *scene) look(c *cell) (bad bool, err error) {
 	r, err := sc.agent.status()
 	if err != nil {
-		c.fail("%v", err)
-		return
+		return false, err
 	}
-	hostile, bad := sc.hostile[0], false
+	hostile := sc.hostile[0]
 	for _, u := range r.Upstreams {
 		switch {
 		case u.URL == sc.w.honest.url:
-			c.Honest = u.LastError != "" || !u.Reachable
+			c.Honest, c.Says = u.LastError != "" || !u.Reachable, u.LastError
 		case u.URL == hostile.url && (u.LastError != "" || !u.Reachable):
 			c.Culprit, bad = u.LastError, true
 		}
@@ -210,21 +237,10 @@ func (sc *scene) judge(f *fault, c *cell) {
 		if hostile.kind != kindPeer || hostile.peer != nil && p.ID != hostile.peer.ID() && !strings.Contains(sc.static, p.ID) {
 			continue
 		}
-		c.Culprit = strings.TrimSpace(p.State + ": " + p.Reason)
+		c.Culprit = strings.Trim(p.State+": "+p.Reason, ": ")
 		bad = p.State == "banned" || p.State == "suspect" || p.Reason != ""
 	}
-	switch {
-	case c.Honest:
-		c.fail("the honest source is blamed")
-	case c.Applied == 0 && f != honestly:
-		c.fail("the fault was never shown")
-	case f.blame == blameNone && bad:
-		c.fail("blamed for nothing: %s", c.Culprit)
-	case f.blame != blameNone && !bad:
-		c.fail("the culprit is not named")
-	case f.blame == blameBanned && hostile.kind == kindPeer && !strings.HasPrefix(c.Culprit, "banned"):
-		c.fail("wrong bytes, and not banned: %s", c.Culprit)
-	}
+	return bad, nil
 }
 
 // alone is a result where no source is honest.

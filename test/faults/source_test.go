@@ -161,15 +161,17 @@ func (s *source) serveNAR(w http.ResponseWriter, r *http.Request, name string) {
 		if name != p.upstreamURL() && !strings.HasPrefix(name, "nar/"+p.Hash().String()+"-") {
 			continue
 		}
-		nar := p.nar
-		if s.fault.nar != nil {
-			nar = s.fault.nar(s, p, bytes.Clone(nar))
-			s.applied.Add(1)
+		body := bytes.Clone(p.file)
+		if compression == "none" {
+			body = bytes.Clone(p.nar)
 		}
-		body, err := pack(nar, compression)
-		if err != nil {
-			http.Error(w, err.Error(), 500)
-			return
+		if s.fault.nar != nil {
+			var err error
+			if body, err = pack(s.fault.nar(s, p, bytes.Clone(p.nar)), compression); err != nil {
+				http.Error(w, err.Error(), 500)
+				return
+			}
+			s.applied.Add(1)
 		}
 		q := &request{s, w, r, p, body}
 		if s.fault.onNAR != nil {

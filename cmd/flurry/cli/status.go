@@ -195,6 +195,9 @@ func renderStatus(w io.Writer, r status.Report, p palette) {
 func upstreamCell(u status.Upstream, p palette) cell {
 	text := strings.TrimSpace(clean(u.URL) + " " + millis(u.RTTMillis))
 	if u.Reachable {
+		if u.LastError != "" {
+			text += " (lately: " + clean(u.LastError) + ")"
+		}
 		return cell{text: text}
 	}
 	if text += " not reachable"; u.LastError != "" {
