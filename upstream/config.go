@@ -58,7 +58,7 @@ type Timeouts struct {
 	RetryMax      time.Duration // greatest such wait; default 3 s
 	RetryAfterMax time.Duration // greatest Retry-After obeyed; default 60 s
 	BreakerMin    time.Duration // first pause after a failed connection; default 1 s
-	BreakerMax    time.Duration // greatest pause; default 30 s
+	BreakerMax    time.Duration // greatest pause; default 3 s: until a cache that is back is asked again, paths that only it has are misses
 }
 
 func (t *Timeouts) setDefaults() {
@@ -80,7 +80,7 @@ func (t *Timeouts) setDefaults() {
 		{&t.RetryMax, 3 * time.Second},
 		{&t.RetryAfterMax, 60 * time.Second},
 		{&t.BreakerMin, time.Second},
-		{&t.BreakerMax, 30 * time.Second},
+		{&t.BreakerMax, 3 * time.Second},
 	} {
 		if *d.field <= 0 {
 			*d.field = d.value

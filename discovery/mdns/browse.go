@@ -1,78 +1,96 @@
 package mdns
 
 import (
-	"context"
-	"net"
+	"net/netip"
+	"strings"
 	"time"
 
-	"github.com/grandcat/zeroconf"
+	"github.com/miekg/dns"
+
+	"github.com/flurry-nix/flurry/discovery"
 )
 
 const (
-	// browseFor is how long one browse lasts. zeroconf reports an instance once per browse unless it
-	// said goodbye, so this is also how soon a neighbour that came back unnoticed is told again.
-	browseFor = 30 * time.Second
+	// askEvery is how long a link may be without a question for the service, anybody's: all hear the
+	// answers, so one question serves a whole LAN (RFC 6762, section 7.3). It is also how soon a
+	// neighbour that came back unnoticed is told again.
+	askEvery = 30 * time.Second
+	// askSpread is the range of what is added, so that one machine asks and the others hear it.
+	askSpread = 5 * time.Second
 
-	// maxBrowsed ends a browse early, counted in instances and their addresses: zeroconf remembers all
-	// it heard for as long as it browses. A thousand ordinary machines take 4000.
-	maxBrowsed = 8192
-
-	// firstPause follows a browse that ended so; repeated, it doubles up to lastPause. It is all that
-	// bounds what a flood costs: zeroconf gives every instance in a packet every address in it, so that
-	// one of 63 KB takes 0.1 GB for a moment and a good part of a second.
-	firstPause = time.Second
-	lastPause  = 15 * time.Second
+	// packetRate and packetBurst bound the packets looked at, per second and at once: a LAN of a thousand
+	// machines answers one question within both. Looking at one of the largest takes less than a millisecond.
+	packetRate  = 500
+	packetBurst = 2500
 )
 
-// browse reports the instances heard over one IP version on the interfaces, until ctx ends or browsing
-// fails. One version at a time: a resolver of both fails when one does.
-func browse(ctx context.Context, f family, ifis []net.Interface, t *teller) error {
-	pause := firstPause
-	for ctx.Err() == nil {
-		flooded, err := browseOnce(ctx, f, ifis, t)
-		if err != nil {
-			return err
-		}
-		if !flooded {
-			pause = firstPause
-			continue
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(pause):
-		}
-		pause = min(2*pause, lastPause)
-	}
-	return nil
+// entry is one instance of the service, as a packet has it. A stranger chose every part.
+type entry struct {
+	instance string
+	text     []string
+	port     uint16
+	addrs    []netip.Addr
 }
 
-// browseOnce is one resolver's life: a used one finds nothing more.
-func browseOnce(ctx context.Context, f family, ifis []net.Interface, t *teller) (flooded bool, err error) {
-	traffic := zeroconf.IPType(zeroconf.IPv4)
-	if f == ipv6Family {
-		traffic = zeroconf.IPv6
+// entries returns the instances that a packet announces with all that is needed to dial them: other
+// agents put their records into one packet. The time taken grows with the packet's length and no faster.
+func entries(packet []byte) []entry {
+	var m dns.Msg
+	if m.Unpack(packet) != nil || !m.Response || m.Opcode != dns.OpcodeQuery {
+		return nil
 	}
-	resolver, err := zeroconf.NewResolver(zeroconf.SelectIfaces(ifis), zeroconf.SelectIPTraffic(traffic))
-	if err != nil {
-		return false, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, browseFor)
-	defer cancel()
-	// zeroconf closes the channel when ctx has ended, and hangs for ever if nobody reads until then.
-	entries := make(chan *zeroconf.ServiceEntry, 64)
-	err = resolver.Browse(ctx, Service, domain, entries)
-	if err != nil {
-		cancel()
-	}
-	browsed := 0
-	for e := range entries {
-		if browsed += 1 + len(e.AddrIPv4) + len(e.AddrIPv6); browsed > maxBrowsed {
-			flooded = true
-			cancel()
+	srvs, texts, addrs := map[string]*dns.SRV{}, map[string][]string{}, map[string][]netip.Addr{}
+	for _, section := range [][]dns.RR{m.Answer, m.Extra} {
+		for _, rr := range section {
+			h := rr.Header()
+			if h.Class&^uniqueBit != dns.ClassINET || h.Ttl == 0 { // 0: a goodbye
+				continue
+			}
+			name := strings.ToLower(h.Name)
+			switch rr := rr.(type) {
+			case *dns.SRV:
+				srvs[name] = rr
+			case *dns.TXT:
+				texts[name] = rr.Txt
+			case *dns.A:
+				addrs[name] = appendAddr(addrs[name], rr.A)
+			case *dns.AAAA:
+				addrs[name] = appendAddr(addrs[name], rr.AAAA)
+			}
 		}
-		if !flooded {
-			t.heard(e)
+	}
+	var out []entry
+	for name, srv := range srvs {
+		if _, ours := strings.CutSuffix(name, "."+serviceName); !ours || texts[name] == nil {
+			continue
+		}
+		instance := srv.Hdr.Name[:len(name)-len("."+serviceName)]
+		if found := addrs[strings.ToLower(srv.Target)]; len(found) > 0 {
+			out = append(out, entry{instance, texts[name], srv.Port, found})
 		}
 	}
-	return flooded, err
+	return out
+}
+
+// appendAddr keeps as many addresses of one host as anybody looks at.
+func appendAddr(list []netip.Addr, ip []byte) []netip.Addr {
+	a, ok := netip.AddrFromSlice(ip)
+	if !ok || len(list) >= 2*discovery.MaxAddrs {
+		return list
+	}
+	return append(list, a.Unmap())
+}
+
+// asks reports whether the packet asks all for all instances of the service.
+func asks(packet []byte) bool {
+	var m dns.Msg
+	if m.Unpack(packet) != nil || m.Response || len(m.Answer) > 0 { // who knows some already gets fewer answers
+		return false
+	}
+	for _, q := range m.Question {
+		if q.Qtype == dns.TypePTR && q.Qclass == dns.ClassINET && strings.EqualFold(q.Name, serviceName) {
+			return true
+		}
+	}
+	return false
 }

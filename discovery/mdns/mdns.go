@@ -6,9 +6,7 @@
 // (so it cannot be used to flood a third party), and never name anything but this agent's peer id,
 // port and addresses on that link.
 //
-// Browsing is grandcat/zeroconf's. Announcing is not: its server also answers on interfaces that it was
-// not given, as soon as another program listens there, and with another link's addresses; it replies to
-// unicast questions; and it outlives its shutdown by seconds (see ../README.md).
+// One socket per IP version announces, answers, asks and hears, on the links in use only.
 //
 // Formats: RFC 6762 (multicast DNS), RFC 6763 (service discovery by DNS). TXT keys: `txtvers` (1) and
 // `id` (the peer id's text); unknown keys are ignored.
@@ -24,7 +22,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/flurry-nix/flurry/discovery"
@@ -118,7 +115,6 @@ func (f *Finder) Run(ctx context.Context, found func(discovery.Found)) error {
 	for ctx.Err() == nil {
 		links := f.scan()
 		f.logLinks(links)
-		t.setLinks(links)
 		gen, cancel := context.WithCancel(ctx)
 		done := make(chan struct{})
 		go func() {
@@ -137,18 +133,7 @@ func (f *Finder) serve(ctx context.Context, links []link, t *teller) {
 	if len(links) == 0 {
 		return
 	}
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		f.retry(ctx, "announcing by mDNS", func() error { return newResponder(f.self, links, f.log).run(ctx) })
-	})
-	for _, fam := range []family{ipv4Family, ipv6Family} {
-		if ifis := fam.interfaces(links); len(ifis) > 0 {
-			wg.Go(func() {
-				f.retry(ctx, "browsing mDNS over "+fam.String(), func() error { return browse(ctx, fam, ifis, t) })
-			})
-		}
-	}
-	wg.Wait()
+	f.retry(ctx, "finding neighbours by mDNS", func() error { return newResponder(f.self, links, t.heard, f.log).run(ctx) })
 }
 
 // retry calls run again whenever it returns before ctx ends, after a pause that doubles; trouble is

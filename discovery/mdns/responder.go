@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/time/rate"
 )
 
 const (
@@ -31,15 +32,18 @@ const (
 	maxPacket = 9000
 )
 
-// responder announces the service on some links and answers questions for it.
+// responder announces the service on some links, answers questions for it, asks for others and passes on
+// what it hears of them.
 type responder struct {
 	self  service
 	links []link
+	tell  func(e entry, l link) // called by one goroutine per IP version
+	limit *rate.Limiter         // of packets looked at
 	log   *slog.Logger
 }
 
-func newResponder(self service, links []link, log *slog.Logger) *responder {
-	return &responder{self: self, links: links, log: log}
+func newResponder(self service, links []link, tell func(entry, link), log *slog.Logger) *responder {
+	return &responder{self: self, links: links, tell: tell, limit: rate.NewLimiter(packetRate, packetBurst), log: log}
 }
 
 // run returns nil when ctx ended, having said goodbye.
@@ -64,10 +68,10 @@ func (r *responder) run(ctx context.Context) error {
 	if len(errs) > 0 {
 		r.log.Warn("announcing by one IP version only", "err", errors.Join(errs...))
 	}
-	asks := make(chan int, 4*maxLinks)
+	questions := make(chan ask, 4*maxLinks)
 	g, ctx := errgroup.WithContext(ctx)
 	for _, s := range socks {
-		g.Go(func() error { return r.listen(s, asks) })
+		g.Go(func() error { return r.listen(s, questions) })
 	}
 	g.Go(func() error {
 		defer func() { // ends the listeners
@@ -75,16 +79,22 @@ func (r *responder) run(ctx context.Context) error {
 				_ = s.Close()
 			}
 		}()
-		return r.speak(ctx, socks, asks)
+		return r.speak(ctx, socks, questions)
 	})
 	return g.Wait()
 }
 
-// listen passes on by which interfaces somebody asks for us, until the socket is closed.
-func (r *responder) listen(s socket, asks chan<- int) error {
-	ours := make(map[int]bool)
+// ask is a question heard on a link: one for us, or one for everybody, which spares us the same.
+type ask struct {
+	ifIndex     int
+	us, service bool
+}
+
+// listen takes packets until the socket is closed: questions to speak about, answers to tell of.
+func (r *responder) listen(s socket, questions chan<- ask) error {
+	ours := make(map[int]link)
 	for _, l := range r.links {
-		ours[l.ifi.Index] = true
+		ours[l.ifi.Index] = l
 	}
 	buf := make([]byte, maxPacket+1)
 	for {
@@ -97,12 +107,21 @@ func (r *responder) listen(s socket, asks chan<- int) error {
 		}
 		// Another program's membership brings us packets from interfaces that are none of our
 		// business, and anybody can send a packet to our address from afar.
-		if !toGroup || !ours[ifIndex] || n > maxPacket || !r.self.asked(buf[:n]) {
+		l, known := ours[ifIndex]
+		if !toGroup || !known || n > maxPacket || !r.limit.Allow() {
+			continue
+		}
+		packet := buf[:n]
+		for _, e := range entries(packet) {
+			r.tell(e, l)
+		}
+		q := ask{ifIndex: ifIndex, us: r.self.asked(packet), service: asks(packet)}
+		if !q.us && !q.service {
 			continue
 		}
 		select {
-		case asks <- ifIndex:
-		default: // a flood; asks are merged anyway
+		case questions <- q:
+		default: // a flood; questions are merged anyway
 		}
 	}
 }
@@ -116,18 +135,34 @@ type speaker struct {
 	gap       time.Duration // until the next announcement
 	announce  time.Time     // when it is due; zero after the last
 	answer    time.Time     // when an answer is due; zero if nobody asked
+	ask       time.Time     // when a question is due
 	last      time.Time     // when we last spoke
 }
 
-// due is when the speaker next has something to say, if ever.
-func (s *speaker) due() (time.Time, bool) {
-	switch {
-	case s.announce.IsZero():
-		return s.answer, !s.answer.IsZero()
-	case s.answer.IsZero() || s.announce.Before(s.answer):
-		return s.announce, true
-	default:
-		return s.answer, true
+// due is when the speaker next has something to say.
+func (s *speaker) due() time.Time {
+	at := s.ask
+	for _, t := range []time.Time{s.announce, s.answer} {
+		if !t.IsZero() && t.Before(at) {
+			at = t
+		}
+	}
+	return at
+}
+
+// heardAsk puts our own question off: the answers to another's reach us, too. Early questions are asked
+// all the same, as long as we are new here.
+func (s *speaker) heardAsk(now time.Time) {
+	if s.announce.IsZero() {
+		s.ask = now.Add(askEvery + rand.N(askSpread))
+	}
+}
+
+// askedAll plans the next question after one was sent: with each announcement, then now and then.
+func (s *speaker) askedAll(now time.Time) {
+	s.ask = now.Add(askEvery + rand.N(askSpread))
+	if !s.announce.IsZero() {
+		s.ask = s.announce
 	}
 }
 
@@ -168,18 +203,18 @@ func (r *responder) speakers(now time.Time) (map[int]*speaker, error) {
 		if err != nil {
 			return nil, err
 		}
-		out[l.ifi.Index] = &speaker{link: l, hello: hello, goodbye: goodbye, gap: firstGap, announce: now}
+		out[l.ifi.Index] = &speaker{link: l, hello: hello, goodbye: goodbye, gap: firstGap, announce: now, ask: now}
 	}
 	return out, nil
 }
 
 // speak does all the sending, until ctx ends.
-func (r *responder) speak(ctx context.Context, socks map[family]socket, asks <-chan int) error {
+func (r *responder) speak(ctx context.Context, socks map[family]socket, questions <-chan ask) error {
 	speakers, err := r.speakers(time.Now())
 	if err != nil {
 		return err
 	}
-	ask, err := question()
+	all, err := question()
 	if err != nil {
 		return err
 	}
@@ -195,30 +230,35 @@ func (r *responder) speak(ctx context.Context, socks map[family]socket, asks <-c
 		select {
 		case <-ctx.Done():
 			return nil
-		case ifIndex := <-asks:
-			speakers[ifIndex].asked(time.Now())
+		case q := <-questions:
+			if q.us {
+				speakers[q.ifIndex].asked(time.Now())
+			}
+			if q.service {
+				speakers[q.ifIndex].heardAsk(time.Now())
+			}
 		case <-timer.C:
-			r.sayWhatIsDue(socks, speakers, ask)
+			r.sayWhatIsDue(socks, speakers, all)
 		}
 		timer.Reset(untilNext(speakers))
 	}
 }
 
-func (r *responder) sayWhatIsDue(socks map[family]socket, speakers map[int]*speaker, ask []byte) {
+func (r *responder) sayWhatIsDue(socks map[family]socket, speakers map[int]*speaker, all []byte) {
 	for _, s := range speakers {
 		now := time.Now()
-		if at, ok := s.due(); !ok || now.Before(at) {
-			continue
+		if due(s.announce, now) || due(s.answer, now) {
+			r.send(socks, s.link, s.hello)
+			s.spoke(now)
 		}
-		r.send(socks, s.link, s.hello)
-		if s.announced > 0 && !s.announce.IsZero() && !now.Before(s.announce) {
-			// The browser asks at once and then after 2–6 s; should its first question be lost, this
-			// one brings the answers, which it hears like any others.
-			r.send(socks, s.link, ask)
+		if due(s.ask, now) {
+			r.send(socks, s.link, all)
+			s.askedAll(now)
 		}
-		s.spoke(now)
 	}
 }
+
+func due(at, now time.Time) bool { return !at.IsZero() && !now.Before(at) }
 
 // send sends by every IP version the link has. A failure is left to the next occasion.
 func (r *responder) send(socks map[family]socket, l link, packet []byte) {
@@ -236,9 +276,7 @@ func (r *responder) send(socks map[family]socket, l link, packet []byte) {
 func untilNext(speakers map[int]*speaker) time.Duration {
 	wait := time.Hour
 	for _, s := range speakers {
-		if at, ok := s.due(); ok {
-			wait = min(wait, max(time.Until(at), 0))
-		}
+		wait = min(wait, max(time.Until(s.due()), 0))
 	}
 	return wait
 }

@@ -9,41 +9,34 @@ import (
 	"testing"
 	"time"
 
-	"github.com/grandcat/zeroconf"
-
 	"github.com/flurry-nix/flurry/discovery"
 )
 
-// hearing returns a teller of agent A on the given interfaces and what it tells.
-func hearing(ifnames ...string) (*teller, *[]discovery.Found) {
+// hearing returns a teller of agent A and what it tells.
+func hearing() (*teller, *[]discovery.Found) {
 	var told []discovery.Found
 	self := service{instance: instanceName(testID("A")), peerID: testID("A")}
 	t := newTeller(self, newPicker(nil, nil), func(f discovery.Found) { told = append(told, f) })
-	var links []link
-	for i, name := range ifnames {
-		links = append(links, link{net.Interface{Index: i + 1, Name: name, Flags: lan}, ips("10.0.0.1", "fe80::1")})
-	}
-	t.setLinks(links)
 	return t, &told
 }
 
-func entry(instance string, change func(*zeroconf.ServiceEntry)) *zeroconf.ServiceEntry {
-	e := zeroconf.NewServiceEntry(instance, Service, domain)
-	e.Port = 6491
-	e.Text = []string{"txtvers=1", "new=thing", "flag", "id=" + testID("B")}
-	e.AddrIPv4 = []net.IP{net.IPv4(10, 0, 0, 2)}
+// on is a link of that name.
+func on(name string) link {
+	return link{net.Interface{Index: 1, Name: name, Flags: lan}, ips("10.0.0.1", "fe80::1")}
+}
+
+func heardEntry(instance string, change func(*entry)) entry {
+	e := entry{instance: instance, port: 6491, text: []string{"txtvers=1", "new=thing", "flag", "id=" + testID("B")}, addrs: ips("10.0.0.2")}
 	if change != nil {
-		change(e)
+		change(&e)
 	}
 	return e
 }
 
 func TestANeighbourBecomesAHint(t *testing.T) {
-	tl, told := hearing("eth0", "eth1")
-	tl.heard(entry("abc", func(e *zeroconf.ServiceEntry) {
-		e.AddrIPv6 = []net.IP{net.ParseIP("fe80::2"), net.ParseIP("fd00::2")}
-	}))
-	hosts := []string{"/ip4/10.0.0.2", "/ip6/fd00::2", "/ip6zone/eth0/ip6/fe80::2", "/ip6zone/eth1/ip6/fe80::2"}
+	tl, told := hearing()
+	tl.heard(heardEntry("abc", func(e *entry) { e.addrs = append(e.addrs, ips("fe80::2", "fd00::2")...) }), on("eth1"))
+	hosts := []string{"/ip4/10.0.0.2", "/ip6/fd00::2", "/ip6zone/eth1/ip6/fe80::2"}
 	if len(*told) != 1 || !exactly(6491, hosts...)((*told)[0].Addrs) {
 		t.Fatalf("told %+v", *told)
 	}
@@ -53,44 +46,34 @@ func TestANeighbourBecomesAHint(t *testing.T) {
 }
 
 func TestWhatIsMalformedOrOursIsIgnored(t *testing.T) {
-	text := func(s ...string) func(*zeroconf.ServiceEntry) {
-		return func(e *zeroconf.ServiceEntry) { e.Text = s }
-	}
-	addrs := func(s ...string) func(*zeroconf.ServiceEntry) {
-		return func(e *zeroconf.ServiceEntry) {
-			e.AddrIPv4 = nil
-			for _, a := range s {
-				e.AddrIPv4 = append(e.AddrIPv4, net.ParseIP(a))
-			}
-		}
-	}
-	for what, e := range map[string]*zeroconf.ServiceEntry{
-		"our instance":         entry(instanceName(testID("A")), nil),
-		"our instance, louder": entry(strings.ToUpper(instanceName(testID("A"))), nil),
-		"our peer id":          entry("abc", text("id="+testID("A"))),
-		"no name":              entry("", nil),
-		"a long name":          entry(strings.Repeat("a", 64), nil),
-		"an escaped name":      entry(`a\.b`, nil),
-		"a name with a space":  entry("a b", nil),
-		"no peer id":           entry("abc", text("txtvers=1")),
-		"an empty peer id":     entry("abc", text("id=")),
-		"a bad peer id":        entry("abc", text("id=../../etc/passwd")),
-		"a second peer id":     entry("abc", text("id=x", "id="+testID("B"))),
-		"port 0":               entry("abc", func(e *zeroconf.ServiceEntry) { e.Port = 0 }),
-		"a negative port":      entry("abc", func(e *zeroconf.ServiceEntry) { e.Port = -1 }),
-		"no address":           entry("abc", addrs()),
-		"an empty address":     entry("abc", func(e *zeroconf.ServiceEntry) { e.AddrIPv4 = []net.IP{nil} }),
-		"a public address":     entry("abc", addrs("203.0.113.1")),
-		"loopback":             entry("abc", addrs("127.0.0.1")),
-		"any address":          entry("abc", addrs("0.0.0.0")),
-		"multicast":            entry("abc", addrs("224.0.0.251")),
+	text := func(s ...string) func(*entry) { return func(e *entry) { e.text = s } }
+	addrs := func(s ...string) func(*entry) { return func(e *entry) { e.addrs = ips(s...) } }
+	for what, e := range map[string]entry{
+		"our instance":         heardEntry(instanceName(testID("A")), nil),
+		"our instance, louder": heardEntry(strings.ToUpper(instanceName(testID("A"))), nil),
+		"our peer id":          heardEntry("abc", text("id="+testID("A"))),
+		"no name":              heardEntry("", nil),
+		"a long name":          heardEntry(strings.Repeat("a", 64), nil),
+		"an escaped name":      heardEntry(`a\.b`, nil),
+		"a name with a space":  heardEntry("a b", nil),
+		"no peer id":           heardEntry("abc", text("txtvers=1")),
+		"an empty peer id":     heardEntry("abc", text("id=")),
+		"a bad peer id":        heardEntry("abc", text("id=../../etc/passwd")),
+		"a second peer id":     heardEntry("abc", text("id=x", "id="+testID("B"))),
+		"port 0":               heardEntry("abc", func(e *entry) { e.port = 0 }),
+		"no address":           heardEntry("abc", addrs()),
+		"an empty address":     heardEntry("abc", func(e *entry) { e.addrs = []netip.Addr{{}} }),
+		"a public address":     heardEntry("abc", addrs("203.0.113.1")),
+		"loopback":             heardEntry("abc", addrs("127.0.0.1")),
+		"any address":          heardEntry("abc", addrs("0.0.0.0")),
+		"multicast":            heardEntry("abc", addrs("224.0.0.251")),
 	} {
-		tl, told := hearing("eth0")
-		tl.heard(e)
+		tl, told := hearing()
+		tl.heard(e, on("eth0"))
 		if len(*told) != 0 {
 			t.Errorf("%s: told %+v", what, *told)
 		}
-		tl.heard(entry("good", nil))
+		tl.heard(heardEntry("good", nil), on("eth0"))
 		if len(*told) != 1 {
 			t.Errorf("after %s a good one is not told", what)
 		}
@@ -98,13 +81,12 @@ func TestWhatIsMalformedOrOursIsIgnored(t *testing.T) {
 }
 
 func TestManyAddressesAreCutShort(t *testing.T) {
-	tl, told := hearing("eth0", "eth1", "eth2")
-	tl.heard(entry("abc", func(e *zeroconf.ServiceEntry) {
+	tl, told := hearing()
+	tl.heard(heardEntry("abc", func(e *entry) {
 		for i := range 1000 {
-			e.AddrIPv4 = append(e.AddrIPv4, net.IPv4(10, 0, byte(i>>8), byte(i)))
-			e.AddrIPv6 = append(e.AddrIPv6, net.ParseIP(fmt.Sprintf("fe80::%x", i+1)))
+			e.addrs = append(e.addrs, ips(fmt.Sprintf("10.0.%d.%d", i>>8, i&255), fmt.Sprintf("fe80::%x", i+1))...)
 		}
-	}))
+	}), on("eth0"))
 	if len(*told) != 1 || len((*told)[0].Addrs) != discovery.MaxAddrs {
 		t.Fatalf("told %+v", *told)
 	}
@@ -114,18 +96,18 @@ func TestManyAddressesAreCutShort(t *testing.T) {
 }
 
 func TestInventedInstancesAreNotAllTold(t *testing.T) {
-	tl, told := hearing("eth0")
+	tl, told := hearing()
 	now := time.Unix(1_700_000_000, 0)
 	tl.now = func() time.Time { return now }
 	for i := range 2 * tellBurst {
-		tl.heard(entry(fmt.Sprintf("abc-%d", i), nil))
+		tl.heard(heardEntry(fmt.Sprintf("abc-%d", i), nil), on("eth0"))
 	}
 	if len(*told) != tellBurst {
 		t.Errorf("told %d times at once, want %d", len(*told), tellBurst)
 	}
 	now = now.Add(time.Second)
 	for i := range tellBurst {
-		tl.heard(entry(fmt.Sprintf("def-%d", i), nil))
+		tl.heard(heardEntry(fmt.Sprintf("def-%d", i), nil), on("eth0"))
 	}
 	if len(*told) != tellBurst+tellRate {
 		t.Errorf("told %d more times a second later, want %d", len(*told)-tellBurst, tellRate)

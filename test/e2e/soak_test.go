@@ -127,7 +127,7 @@ func (s *soak) fill(m *machine, path string, stop chan struct{}) {
 			return
 		}
 		if cut%2 == 0 && s.broken.Load() == cut {
-			s.t.Errorf("machine %d: nothing was cut, and Nix failed after %.1f s: %s", m.n, r.took.Seconds(), tail(r.err, 600))
+			s.t.Errorf("%s, machine %d: nothing was cut, and Nix failed after %.1f s: %s", time.Now().Format(time.TimeOnly), m.n, r.took.Seconds(), tail(r.err, 600))
 		}
 		s.tries.Add(1)
 		select {
@@ -144,6 +144,7 @@ func (s *soak) havoc(length time.Duration) map[string]int {
 	blows := map[string]int{}
 	end := time.Now().Add(length)
 	for time.Now().Before(end) {
+		s.t.Logf("%s %v", time.Now().Format(time.TimeOnly), blows)
 		time.Sleep(time.Duration(2000+s.rnd.IntN(8000)) * time.Millisecond)
 		m := s.machine[2+s.rnd.IntN(2)] // the first one's agent lives on
 		switch s.rnd.IntN(6) {
@@ -179,7 +180,7 @@ func (s *soak) whileCut(cut, mend func()) {
 	cut()
 	time.Sleep(time.Duration(500+s.rnd.IntN(7500)) * time.Millisecond)
 	mend()
-	time.Sleep(3 * time.Second) // until it counts as mended: TCP and the breakers need a moment
+	time.Sleep(6 * time.Second) // until it counts as mended: TCP and the upstream's breaker need a moment
 	s.broken.Add(1)
 }
 
