@@ -54,6 +54,7 @@ type Store struct {
 	db           *database // nil without a local store
 	ready        chan struct{}
 	readyOnce    sync.Once
+	nars         narCache
 	verdicts     string   // file; "" for none
 	sumKey       sumKey   // of records' sums; of Run's goroutine alone
 	run          runState // of Run's goroutine alone
@@ -159,7 +160,7 @@ func (s *Store) NAR(ctx context.Context, h verify.StoreHash) (*nar.NAR, error) {
 		}
 		base = info.StorePath.Base()
 	}
-	n, err := nar.Open(ctx, filepath.Join(s.realDir, base))
+	n, err := s.nars.open(ctx, h, filepath.Join(s.realDir, base))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("%w: %w", ErrAbsent, err)
 	}

@@ -17,6 +17,8 @@ import (
 	"math"
 	"slices"
 	"sort"
+
+	"golang.org/x/sys/unix"
 )
 
 // Errors that steer. Wrapped ones carry the detail; a vanished file is also fs.ErrNotExist.
@@ -86,6 +88,16 @@ func Open(ctx context.Context, root string) (*NAR, error) {
 
 // Size returns the archive's exact size in bytes.
 func (n *NAR) Size() int64 { return n.size }
+
+// Entries returns how many files, directories and links there are.
+func (n *NAR) Entries() int { return len(n.entries) }
+
+// Same tells whether the root is still the one that was walked. What is below it is looked at as it is
+// written.
+func (n *NAR) Same() bool {
+	id, err := identify(unix.AT_FDCWD, n.root)
+	return err == nil && id == n.id
+}
 
 const (
 	magic    = "nix-archive-1"
