@@ -67,7 +67,8 @@ func (s *Store) Run(ctx context.Context) error {
 	if s.run.recheck == 0 {
 		s.run.recheck = recheckInterval
 	}
-	s.run.nextPass = time.Now().Add(s.run.recheck)
+	s.run.saved = time.Now()
+	s.run.nextPass = s.run.saved.Add(s.run.recheck)
 	defer s.remember(true)
 	var err error
 	var looked time.Time
@@ -235,7 +236,8 @@ func (s *Store) check(ctx context.Context) (more bool) {
 	lo, hi, ok := s.idx.nextUnchecked(top, batch)
 	if !ok && r.below == 0 {
 		if r.passFrom != (stamp{}) { // it is complete
-			r.compared, r.passFrom, r.judged = r.passFrom, stamp{}, true
+			r.compared, r.passFrom = r.passFrom, stamp{}
+			r.judged, r.saved = true, time.Time{} // to be kept at once
 			r.written = r.written && r.compared != r.seen
 		}
 		if time.Now().Before(r.nextPass) {
