@@ -96,7 +96,7 @@ func cacheURL(s string) (string, error) {
 	case u.Scheme != "http" && u.Scheme != "https":
 		return "", bad(remedy, "scheme %.20q is not supported", u.Scheme)
 	case u.User != nil:
-		return "", bad("put an Authorization line in headers_file", "a URL must not carry a password")
+		return "", bad("put it in netrc_file, or an Authorization line in headers_file", "a URL must not carry a password")
 	case u.RawQuery != "" || u.Fragment != "" || u.ForceQuery:
 		return "", bad("leave out what follows the ? or #; those are settings of Nix's own client", "a cache's URL has no parameters here")
 	}
@@ -269,10 +269,11 @@ func (c *Config) CheckFiles() (problems []Problem) {
 	check("peers.secret_file", c.Peers.SecretFile)
 	for i, u := range c.Upstreams {
 		check(upstreamOrigin(i, "headers_file"), u.HeadersFile)
+		check(upstreamOrigin(i, "netrc_file"), u.NetrcFile)
 	}
-	for i := range problems {
+	for i := range problems { // users count no caches
 		if strings.HasPrefix(problems[i].Key, "upstream.") {
-			problems[i].Key = "upstream.headers_file"
+			problems[i].Key = "upstream." + problems[i].Key[strings.LastIndexByte(problems[i].Key, '.')+1:]
 		}
 	}
 	return problems

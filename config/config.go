@@ -75,6 +75,7 @@ type Upstream struct {
 	Keys        []string // name:base64, at least one
 	Public      bool     // paths signed by Keys may be shared with anybody
 	HeadersFile string   // absolute or ""; lines "Name: value" sent with every request
+	NetrcFile   string   // absolute or ""; name and password for the cache's host
 }
 
 // Peers is how other agents are found and heard.

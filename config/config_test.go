@@ -95,6 +95,7 @@ url = "https://cache.nixos.org/"
 url = "http://cache.corp/team/"
 keys = ["`+labKey+`"]
 headers_file = "/run/secrets/headers"
+netrc_file = "/run/secrets/netrc"
 [peers]
 listen = ["0.0.0.0:7000"]
 mdns = false
@@ -127,7 +128,7 @@ format = "json"
 		Store:       Store{Dir: "/mnt/nix/store"},
 		Upstreams: []Upstream{
 			{URL: DefaultUpstreamURL, Keys: []string{DefaultUpstreamKey}, Public: true},
-			{URL: "http://cache.corp/team", Keys: []string{labKey}, HeadersFile: "/run/secrets/headers"},
+			{URL: "http://cache.corp/team", Keys: []string{labKey}, HeadersFile: "/run/secrets/headers", NetrcFile: "/run/secrets/netrc"},
 		},
 		Peers: Peers{Listen: []string{"0.0.0.0:7000"}, Interfaces: []string{"eth0"},
 			Networks:   []netip.Prefix{netip.MustParsePrefix("10.77.0.0/16")},

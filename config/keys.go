@@ -113,6 +113,10 @@ func upstreamKeys() []*key {
 		name: "upstream.headers_file", def: `""`, clean: optional(absolute),
 		doc:   "File with headers for every request to this cache, one \"Name: value\" a line, such as an Authorization.",
 		field: func(_ *Config, u *Upstream) any { return &u.HeadersFile },
+	}, {
+		name: "upstream.netrc_file", def: `""`, clean: optional(absolute),
+		doc:   "File with name and password for this cache's host in netrc's form, as Nix's netrc-file: what \"cachix\" and \"attic use\" write.",
+		field: func(_ *Config, u *Upstream) any { return &u.NetrcFile },
 	}}
 }
 

@@ -83,7 +83,7 @@ FILE:7: limits.upload: "5" is not a rate; write a rate such as "50Mbit/s" or "6M
 		{name: "upstream twice", file: upstream("url = \"http://c\"\n") + upstream("url = \"http://C/\""), want: `FILE:6: upstream.url: http://c is listed twice; join the two`},
 		{name: "upstream of another scheme", file: upstream("url = \"s3://c\""), want: `FILE:3: upstream.url: scheme "s3" is not supported; write an address such as "https://cache.example.org"`},
 		{name: "upstream without a host", file: upstream("url = \"c.org\""), want: `FILE:3: upstream.url: "c.org" is not a URL; write an address such as "https://cache.example.org"`},
-		{name: "upstream with a password", file: upstream("url = \"https://u:p@c\""), want: `FILE:3: upstream.url: a URL must not carry a password; put an Authorization line in headers_file`},
+		{name: "upstream with a password", file: upstream("url = \"https://u:p@c\""), want: `FILE:3: upstream.url: a URL must not carry a password; put it in netrc_file, or an Authorization line in headers_file`},
 		{name: "upstream with parameters", file: upstream("url = \"https://c?priority=3\""), want: `FILE:3: upstream.url: a cache's URL has no parameters here; leave out what follows the ? or #; those are settings of Nix's own client`},
 		{name: "upstream's key", file: "[[upstream]]\nurl = \"https://c\"\nkeys = [\"c-1:AAAA\"]", want: `FILE:3: upstream.keys: "c-1:AAAA" is not a public key; write name:base64, as in nix.conf's trusted-public-keys`},
 		{name: "which upstream", file: upstream("url = \"http://a\"\n") + upstream("url = \"http://b\""), args: []string{"--upstream-public"}, want: `--upstream-public: upstream.public: the file lists several upstreams; say which is meant, with --upstream-url`},
@@ -163,9 +163,11 @@ func TestSecretFilesMustExistAndBePrivate(t *testing.T) {
 			t.Errorf("%s\nwant %s", got, want)
 		}
 	}
-	c := mustLoad(t, "[[upstream]]\nurl = \"https://cache.nixos.org\"\nheaders_file = \"/nonexistent\"", nil)
-	if p := c.CheckFiles(); len(p) != 1 || p[0].Error() != c.Path+":3: upstream.headers_file: /nonexistent does not exist; create it, or leave the key out" {
-		t.Error(p)
+	for _, key := range []string{"headers_file", "netrc_file"} {
+		c := mustLoad(t, "[[upstream]]\nurl = \"https://cache.nixos.org\"\n"+key+" = \"/nonexistent\"", nil)
+		if p := c.CheckFiles(); len(p) != 1 || p[0].Error() != c.Path+":3: upstream."+key+": /nonexistent does not exist; create it, or leave the key out" {
+			t.Error(p)
+		}
 	}
 }
 

@@ -41,6 +41,15 @@ let
           Authorization. A string, not a Nix path: it must stay out of the store.
         '';
       };
+      netrc_file = mkOption {
+        type = secretPath;
+        default = null;
+        example = "/etc/nix/netrc";
+        description = ''
+          File with name and password for this cache's host, in netrc's form, as Nix's own `netrc-file`. A
+          string, not a Nix path: it must stay out of the store.
+        '';
+      };
     };
   };
 
@@ -160,7 +169,10 @@ in
             secret_file = if s.peers.secret_file == null then null else place "group-secret" s.peers.secret_file;
           };
           upstream = lib.imap0 (
-            i: u: u // lib.optionalAttrs (u.keys == [ ]) { keys = null; } // { headers_file = if u.headers_file == null then null else place "upstream-${toString i}-headers" u.headers_file; }
+            i: u: u // lib.optionalAttrs (u.keys == [ ]) { keys = null; } // {
+              headers_file = if u.headers_file == null then null else place "upstream-${toString i}-headers" u.headers_file;
+              netrc_file = if u.netrc_file == null then null else place "upstream-${toString i}-netrc" u.netrc_file;
+            }
           ) s.upstream;
         };
 
@@ -215,6 +227,10 @@ in
               lib.optional (u.headers_file != null) {
                 name = "upstream-${toString i}-headers";
                 value = u.headers_file;
+              }
+              ++ lib.optional (u.netrc_file != null) {
+                name = "upstream-${toString i}-netrc";
+                value = u.netrc_file;
               }
             ) s.upstream
           )

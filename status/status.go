@@ -123,6 +123,9 @@ type Upstream struct {
 	LastError string  `json:"last_error,omitempty"`
 	RTTMillis float64 `json:"rtt_ms"`
 	XZ        string  `json:"xz"`
+	State     string  `json:"state"`                   // ok, resting (left alone for a while after trouble), probing, denied
+	RetrySecs float64 `json:"retry_seconds,omitempty"` // of a resting one
+	WireBytes int64   `json:"wire_bytes"`              // received from it
 }
 
 // Aggregates returns the report without what names a path, a peer, an upstream or this machine.

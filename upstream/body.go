@@ -90,7 +90,7 @@ func (b *body) connect(cause error) error {
 		if cause != nil && errors.Is(err, ErrChanged) {
 			err = fmt.Errorf("%w (after: %v)", err, cause)
 		}
-		if err == nil || !errors.Is(err, ErrUnreachable) || errors.Is(err, ErrForbidden) {
+		if err == nil || !errors.Is(err, ErrUnreachable) || errors.Is(err, ErrForbidden) || errors.Is(err, ErrUnauthorized) {
 			return err
 		}
 		if b.received.Load() > 0 {

@@ -37,6 +37,7 @@ type Client struct {
 
 	narinfos atomic.Int64
 	wire     atomic.Int64 // bytes of bodies received
+	denied   atomic.Bool  // its latest answer was 401
 
 	mu     sync.Mutex // guards all below
 	rtt    rttEstimate
@@ -62,6 +63,7 @@ type Status struct {
 	WireBytes       int64         // bytes of bodies received, as sent
 	RTT             time.Duration // smoothed time to a small answer's header; 0: not known yet
 	Breaker         string        // "closed", "open" or "probing"
+	Denied          bool          // it refuses the credentials, or wants some
 	RetryAt         time.Time     // while the breaker is open: when it will be probed
 	Skew            time.Duration // its clock minus ours, by its latest answer; see Dated
 	Dated           bool          // an answer told its time
@@ -78,7 +80,8 @@ func (c *Client) Status() Status {
 		XZ:              c.xz.String(),
 	}
 	s.Breaker, s.RetryAt, _ = c.breaker.state()
-	s.Reachable = s.Breaker == "closed"
+	s.Denied = c.denied.Load()
+	s.Reachable = s.Breaker == "closed" && !s.Denied
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	s.RTT = c.rtt.smooth
@@ -138,18 +141,21 @@ func (c *Client) ask(r request) (*http.Response, error) {
 	switch code := resp.StatusCode; code {
 	case http.StatusOK, http.StatusPartialContent:
 		r.ticket.ok()
+		c.denied.Store(false)
 		return resp, nil
 	case http.StatusRequestedRangeNotSatisfiable:
 		r.ticket.ok()
 		discard(resp.Body)
 		return resp, nil
-	case http.StatusNotFound, http.StatusGone, http.StatusForbidden, http.StatusUnauthorized:
+	case http.StatusNotFound, http.StatusGone, http.StatusForbidden:
 		r.ticket.ok()
 		discard(resp.Body)
-		if code == http.StatusUnauthorized {
-			c.log.Warn("the cache wants credentials; check headers_file", "url", show(r.url))
-		}
+		c.denied.Store(false)
 		return nil, fmt.Errorf("%s: %w (HTTP status %d)", show(r.url), ErrAbsent, code)
+	case http.StatusUnauthorized:
+		r.ticket.ok()
+		discard(resp.Body)
+		return nil, c.unauthorized(r.url)
 	}
 	discard(resp.Body)
 	return nil, c.statusTrouble(r, resp)
@@ -175,6 +181,20 @@ func (c *Client) askFailed(r request, err error) error {
 		return c.unreachable(r.url, cause)
 	}
 	return c.note(&UnreachableError{URL: show(r.url), Cause: err, RetryAt: r.ticket.fail(err, 0)})
+}
+
+// unauthorized makes the error of a 401. It is no absence: what is remembered as one would outlive the
+// mended credentials.
+func (c *Client) unauthorized(u *url.URL) error {
+	remedy := "renew what headers_file or netrc_file says, and restart the agent"
+	if len(c.secrets) == 0 {
+		remedy = "set the upstream's netrc_file or headers_file"
+	}
+	e := &UnreachableError{URL: show(u), Cause: fmt.Errorf("%w; %s", ErrUnauthorized, remedy)}
+	if !c.denied.Swap(true) {
+		c.log.Warn("the cache refuses the credentials", "remedy", remedy)
+	}
+	return c.note(e)
 }
 
 // statusTrouble sorts an answer that is neither yes nor no.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/tls"
+	"encoding/base64"
 	"encoding/pem"
 	"errors"
 	"net/http"
@@ -67,7 +68,7 @@ func TestNarInfosThatAreOfNoUse(t *testing.T) {
 
 func TestFaultsOfNarInfos(t *testing.T) {
 	for fault, want := range map[string]error{
-		"404": ErrAbsent, "403": ErrAbsent, "410": ErrAbsent, "401": ErrAbsent,
+		"404": ErrAbsent, "403": ErrAbsent, "410": ErrAbsent, "401": ErrUnauthorized,
 		"400": ErrUnreachable, "500": ErrUnreachable, "501": ErrUnreachable, "503": ErrUnreachable, "429": ErrUnreachable,
 		"hang": ErrUnreachable, "close": ErrUnreachable, "truncate": ErrUnreachable, "chunk-abort": ErrUnreachable,
 		"redirect:/loop": ErrUnreachable, "redirect:ftp://x/y": ErrUnreachable, "redirect:http:///x": ErrUnreachable,
@@ -343,6 +344,16 @@ func TestSecretsGoToTheConfiguredOriginOnly(t *testing.T) {
 	if strings.Join(got["front"], " ") != "Bearer s3crett0ken Bearer s3crett0ken" || len(got["elsewhere"]) != 1 || got["elsewhere"][0] != "" {
 		t.Errorf("secrets seen: %q", got)
 	}
+	netrc := headersFile(t, "machine 127.0.0.1\npassword t0ken\n", 0o600)
+	c = up.client(func(cfg *Config) { cfg.URL, cfg.NetrcFile = front.URL, netrc })
+	got["elsewhere"] = nil
+	if b, _, err := read(c, mustNarInfo(t, c, h)); err != nil || !bytes.Equal(b, nar) {
+		t.Fatal(err)
+	}
+	want := "Basic " + base64.StdEncoding.EncodeToString([]byte(":t0ken"))
+	if last := got["front"][len(got["front"])-1]; last != want || len(got["elsewhere"]) != 1 || got["elsewhere"][0] != "" {
+		t.Errorf("of netrc: %q seen, want %q in front and nothing elsewhere", got, want)
+	}
 	userinfo := strings.Replace(front.URL, "http://", "http://me:pa55@", 1)
 	c = up.client(func(cfg *Config) { cfg.URL = userinfo })
 	mustNarInfo(t, c, h)
@@ -365,6 +376,13 @@ func TestBadConfigurationNamesItsRemedyAndNoSecret(t *testing.T) {
 		"no headers":       {Config{HeadersFile: headersFile(t, "A: b\ns3cret", 0o600)}, "line 2"},
 		"two lines in one": {Config{HeadersFile: headersFile(t, "A: s3cret\rB: c", 0o600)}, "line 1"},
 		"our own header":   {Config{HeadersFile: headersFile(t, "Range: s3cret", 0o600)}, "remove it"},
+		"readable netrc":   {Config{NetrcFile: headersFile(t, "machine 127.0.0.1 password s3cret", 0o644)}, "chmod"},
+		"another's netrc":  {Config{NetrcFile: headersFile(t, "machine example.org password s3cret", 0o600)}, "no entry for 127.0.0.1"},
+		"no netrc":         {Config{NetrcFile: headersFile(t, "s3cret x", 0o600)}, "machine HOST"},
+		"half a netrc":     {Config{NetrcFile: headersFile(t, "machine 127.0.0.1 password s3cret login", 0o600)}, "wants a value"},
+		"unusable netrc":   {Config{NetrcFile: headersFile(t, "machine 127.0.0.1 password \"s3cret\\n\"", 0o600)}, "no header can hold"},
+		"no netrc file":    {Config{NetrcFile: "/nonexistent"}, "netrc_file"},
+		"both":             {Config{NetrcFile: headersFile(t, "machine 127.0.0.1 password s3cret", 0o600), HeadersFile: headersFile(t, "Authorization: s3cret", 0o600)}, "leave one"},
 		"no headers file":  {Config{HeadersFile: "/nonexistent"}, "headers_file"},
 		"relative xz":      {Config{XZ: "xz"}, "absolute"},
 		"no xz":            {Config{XZ: "/nonexistent"}, "install"},

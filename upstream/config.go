@@ -25,6 +25,9 @@ type Config struct {
 	// HeadersFile names a file with a line "Name: value" for each header to send to URL's origin, such
 	// as Authorization. Others must not be able to read it, nor its group to write it.
 	HeadersFile string
+	// NetrcFile names a netrc file, as Nix's netrc-file, with name and password for URL's host. It must
+	// not be accessible to everybody.
+	NetrcFile string
 	// XZ is the absolute path of the xz program; "" looks in a few usual places, "none" decodes in Go.
 	XZ string
 	// CAFile adds certificate authorities (PEM). Those of NIX_SSL_CERT_FILE, SSL_CERT_FILE and the
@@ -115,6 +118,9 @@ func New(cfg Config, keys *verify.Keys) (*Client, error) {
 	if c.secrets, err = readHeaders(cfg.HeadersFile); err != nil {
 		return nil, fmt.Errorf("upstream %s: headers_file %s: %w", base, cfg.HeadersFile, err)
 	}
+	if err := c.addNetrc(cfg.NetrcFile); err != nil {
+		return nil, fmt.Errorf("upstream %s: netrc_file %s: %w", base, cfg.NetrcFile, err)
+	}
 	if userinfo != nil && c.secrets.Get("Authorization") == "" {
 		pass, _ := userinfo.Password()
 		r := http.Request{Header: c.secrets}
@@ -128,7 +134,26 @@ func New(cfg Config, keys *verify.Keys) (*Client, error) {
 		return nil, fmt.Errorf("upstream %s: %w", base, err)
 	}
 	c.setTransport(roots)
+	if len(c.secrets) > 0 && base.Scheme == "http" && reachOfHost(base.Hostname()) != reachLoopback {
+		c.log.Warn("credentials go over the network in the clear; use https")
+	}
 	return c, nil
+}
+
+func (c *Client) addNetrc(file string) error {
+	if file == "" {
+		return nil
+	}
+	if c.secrets.Get("Authorization") != "" {
+		return errors.New("headers_file has an Authorization too; leave one of them out")
+	}
+	found, err := readNetrc(file, c.base.Hostname())
+	if err != nil {
+		return err
+	}
+	r := http.Request{Header: c.secrets}
+	r.SetBasicAuth(found.login, found.password)
+	return nil
 }
 
 // parseBase returns the cache's URL without credentials, query and trailing slashes.
@@ -149,15 +174,11 @@ func parseBase(s string) (*url.URL, *url.Userinfo, error) {
 	}, user, nil
 }
 
-// maxHeadersFile bounds the file of headers, in bytes; a token has some kilobytes at most.
-const maxHeadersFile = 64 << 10
+// maxSecretFile bounds a file of secrets, in bytes; a token has some kilobytes at most.
+const maxSecretFile = 64 << 10
 
-// readHeaders reads "Name: value" lines. Its errors never quote the file.
-func readHeaders(file string) (http.Header, error) {
-	h := http.Header{}
-	if file == "" {
-		return h, nil
-	}
+// readSecret reads a file that holds secrets. Its errors never quote the file.
+func readSecret(file string) ([]byte, error) {
 	f, err := os.Open(file)
 	if err != nil {
 		return nil, bareError(err)
@@ -170,15 +191,28 @@ func readHeaders(file string) (http.Header, error) {
 	if !st.Mode().IsRegular() {
 		return nil, errors.New("not a regular file")
 	}
-	if st.Mode().Perm()&0o027 != 0 {
-		return nil, fmt.Errorf("others may use it (mode %04o) though it holds secrets; chmod it to 0640 or less", st.Mode().Perm())
+	if st.Mode().Perm()&0o006 != 0 {
+		return nil, fmt.Errorf("accessible to everybody (mode %04o) though it holds secrets; chmod it to 0640 or less", st.Mode().Perm())
 	}
-	b, err := io.ReadAll(io.LimitReader(f, maxHeadersFile+1))
+	b, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
 	if err != nil {
 		return nil, bareError(err)
 	}
-	if len(b) > maxHeadersFile {
-		return nil, fmt.Errorf("more than %d bytes; it should hold a few header lines", maxHeadersFile)
+	if len(b) > maxSecretFile {
+		return nil, fmt.Errorf("more than %d bytes; it should hold a few lines", maxSecretFile)
+	}
+	return b, nil
+}
+
+// readHeaders reads "Name: value" lines. Its errors never quote the file.
+func readHeaders(file string) (http.Header, error) {
+	h := http.Header{}
+	if file == "" {
+		return h, nil
+	}
+	b, err := readSecret(file)
+	if err != nil {
+		return nil, err
 	}
 	for i, line := range bytes.Split(b, []byte("\n")) {
 		text := strings.TrimSpace(string(line))

@@ -9,10 +9,12 @@ import (
 
 // Errors that steer. Wrapped ones carry the detail.
 var (
-	// ErrAbsent: the cache answered that it does not have it (404, 410, and 401 and 403 as Nix reads them).
+	// ErrAbsent: the cache answered that it does not have it (404, 410, and 403 as Nix reads it).
 	ErrAbsent = errors.New("upstream does not have it")
 	// ErrUnreachable: the cache could not be asked; see [UnreachableError]. It says nothing about what it has.
 	ErrUnreachable = errors.New("upstream cannot be asked")
+	// ErrUnauthorized: it wants other credentials (401), or some at all; also an [UnreachableError].
+	ErrUnauthorized = errors.New("it refuses the credentials (HTTP status 401)")
 	// ErrCompression: the NAR is compressed in a way that is not supported; see [CompressionError].
 	ErrCompression = errors.New("unsupported compression")
 	// ErrChanged: the file behind a URL changed, or cannot be continued, while it was downloaded.

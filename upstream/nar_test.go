@@ -127,7 +127,7 @@ func TestFaultsOfNARs(t *testing.T) {
 		{"404", ErrAbsent, "open"},
 		{"403", ErrAbsent, "open"},
 		{"410", ErrAbsent, "open"},
-		{"401", ErrAbsent, "open"},
+		{"401", ErrUnauthorized, "open"},
 		{"400", ErrUnreachable, "open"},
 		{"500", ErrUnreachable, "open"},
 		{"503:1", ErrUnreachable, "open"},

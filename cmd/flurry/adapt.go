@@ -9,6 +9,7 @@ import (
 
 	"github.com/flurry-nix/flurry/binarycache"
 	"github.com/flurry-nix/flurry/p2p"
+	"github.com/flurry-nix/flurry/status"
 	"github.com/flurry-nix/flurry/store"
 	"github.com/flurry-nix/flurry/substituter"
 	"github.com/flurry-nix/flurry/upstream"
@@ -216,3 +217,20 @@ func (c centralCache) NAR(ctx context.Context, v *verify.Verified, off int64) (s
 }
 
 func (c centralCache) CanForward(path string) bool { return upstream.CanForward(path) }
+
+// upstreamStatus is a central cache as the report shows it.
+func upstreamStatus(u upstream.Status) status.Upstream {
+	s := status.Upstream{URL: u.URL, Reachable: u.Reachable, LastError: u.LastError, RTTMillis: status.Millis(u.RTT), XZ: u.XZ, State: "ok", WireBytes: u.WireBytes}
+	if time.Since(u.LastErrorAt) > troubleShown {
+		s.LastError = ""
+	}
+	switch {
+	case u.Breaker == "open":
+		s.State, s.RetrySecs = "resting", max(0, time.Until(u.RetryAt).Seconds())
+	case u.Breaker == "probing":
+		s.State = u.Breaker
+	case u.Denied:
+		s.State = "denied"
+	}
+	return s
+}

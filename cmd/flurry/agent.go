@@ -128,7 +128,7 @@ func (a *agent) newUpstreams() ([]substituter.Upstream, error) {
 	var out []substituter.Upstream
 	for _, u := range a.cfg.Upstreams {
 		c, err := upstream.New(upstream.Config{
-			URL: u.URL, HeadersFile: u.HeadersFile, StoreDir: a.cfg.Store.Dir,
+			URL: u.URL, HeadersFile: u.HeadersFile, NetrcFile: u.NetrcFile, StoreDir: a.cfg.Store.Dir,
 			UserAgent: "flurry/" + version, Limit: a.download, Log: a.log.With("part", "upstream"),
 		}, a.keys)
 		if err != nil {
@@ -318,11 +318,7 @@ func (a *agent) report() status.Report {
 		r.Flights = append(r.Flights, status.Flight{Path: f.Path, Got: f.Got, Size: f.Size, From: f.From})
 	}
 	for _, u := range a.upstreams {
-		us := u.Status()
-		if time.Since(us.LastErrorAt) > troubleShown {
-			us.LastError = ""
-		}
-		r.Upstreams = append(r.Upstreams, status.Upstream{URL: us.URL, Reachable: us.Reachable, LastError: us.LastError, RTTMillis: status.Millis(us.RTT), XZ: us.XZ})
+		r.Upstreams = append(r.Upstreams, upstreamStatus(u.Status()))
 	}
 	if a.host == nil {
 		r.Sharing = "off"

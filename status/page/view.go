@@ -221,12 +221,15 @@ func host(addr string) string {
 func (v *view) caches(r status.Report) {
 	up := 0
 	for _, u := range r.Upstreams {
-		row := cacheRow{URL: clean(u.URL), State: "answers", Mood: "good", RTT: millis(u.RTTMillis), Note: clean(u.LastError)}
-		if u.Reachable {
+		row := cacheRow{URL: clean(u.URL), State: "answers", Mood: "good", RTT: millis(u.RTTMillis), Bytes: bytesText(u.WireBytes), Note: clean(u.LastError)}
+		switch {
+		case u.Reachable:
 			up++
 			row.Note = ""
-		} else {
-			row.State, row.Mood = "does not answer", "bad"
+		case u.State == "denied":
+			row.State, row.Mood = "refuses the credentials", "bad"
+		default:
+			row.State, row.Mood = "does not answer; left alone for a while", "bad"
 		}
 		v.Caches = append(v.Caches, row)
 	}
