@@ -216,29 +216,38 @@ func (m *machine) http() *http.Client {
 	}
 }
 
-// dial connects to an IP address and port from inside the machine. The socket keeps the namespace
-// of the thread that made it, so only the making has to happen there.
-func (m *machine) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+// dial connects to an IP address and port from inside the machine.
+func (m *machine) dial(ctx context.Context, network, addr string) (conn net.Conn, err error) {
+	err = m.lab.inside(fmt.Sprintf("m%d", m.n), func() error {
+		conn, err = (&net.Dialer{Timeout: patience}).DialContext(ctx, network, addr)
+		return err
+	})
+	return conn, err
+}
+
+// inside makes a socket in the namespace of a machine ("m1", "up"). A socket keeps the namespace of the
+// thread that made it, so only the making has to happen there.
+func (l *lab) inside(where string, makeSocket func() error) error {
 	runtime.LockOSThread()
 	home, err := os.Open("/proc/thread-self/ns/net")
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer home.Close()
-	there, err := os.Open("/run/netns/" + m.lab.prefix + fmt.Sprintf("-m%d", m.n))
+	there, err := os.Open("/run/netns/" + l.prefix + "-" + where)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer there.Close()
 	if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
-		return nil, err
+		return err
 	}
-	conn, err := (&net.Dialer{Timeout: patience}).DialContext(ctx, network, addr)
+	err = makeSocket()
 	if e := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); e != nil {
-		return nil, e // and the thread, still locked, ends with its goroutine
+		return e // and the thread, still locked, ends with its goroutine
 	}
 	runtime.UnlockOSThread()
-	return conn, err
+	return err
 }
 
 func tail(s string, n int) string {
