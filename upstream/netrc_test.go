@@ -17,6 +17,7 @@ func TestNetrcIsReadAsCurlReadsIt(t *testing.T) {
 		"one line":           {"machine c.example login me password s3cret", credentials{"me", "s3cret"}, true},
 		"several lines":      {"machine\n\tc.example\r\n\n login me\npassword s3cret\n", credentials{"me", "s3cret"}, true},
 		"a token alone":      {"machine c.example\npassword s3cret\n", credentials{"", "s3cret"}, true},
+		"as cachix writes":   {"machine c.example login \"\" password s3cret", credentials{"", "s3cret"}, true},
 		"another order":      {"machine c.example password s3cret login me", credentials{"me", "s3cret"}, true},
 		"case of a name":     {"machine C.Example password s3cret", credentials{"", "s3cret"}, true},
 		"the first counts":   {"machine c.example password one machine c.example password two", credentials{"", "one"}, true},

@@ -119,7 +119,7 @@ func TestEverybodySeesAggregatesOnly(t *testing.T) {
 			t.Errorf("%q is shown to everybody", secret)
 		}
 	}
-	for _, want := range []string{"83\u00a0%", "2 NARs on the way", "1 thing to mend"} {
+	for _, want := range []string{"83\u00a0%", "2 NARs on the way", "1 thing to mend", "91.3\u00a0GB", "5 hours gained", "21 minutes lost", "14 March 2026"} {
 		if !strings.Contains(got, want) {
 			t.Errorf("%q is not shown", want)
 		}

@@ -3,8 +3,10 @@ package page
 import (
 	"context"
 	"strings"
+	"time"
 
 	"github.com/flurry-nix/flurry/status"
+	"github.com/flurry-nix/flurry/status/savings"
 )
 
 // fullReport is an agent with something of everything.
@@ -18,10 +20,14 @@ func fullReport() status.Report {
 			{ID: "12D3KooWThirdCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCCC", Addrs: []string{"/ip4/192.168.1.77/tcp/6491"}, Via: "mdns", RTTMillis: 3.1, Paths: 120, State: "banned", Reason: "NAR does not match its signed hash"},
 			{ID: "12D3KooWFourthDDDDDDDDDDDDDDDDDDDDDDDDDDDDDDDDDDDDDDD", Via: "mdns", Paths: 900, BytesOut: 1_900_000, State: "away"},
 		},
-		Bytes:    status.Bytes{FromPeers: 4_160_000_000, FromUpstream: 852_000_000, FromStore: 61_000_000, ToPeers: 819_300_000, ToNix: 5_004_000_000},
-		Wire:     status.Wire{FromPeers: 4_160_000_000, FromUpstream: 241_000_000, ToPeers: 819_300_000},
-		NarInfo:  status.NarInfo{Hits: 2912, Misses: 13, UpstreamRequests: 245},
-		NAR:      status.NAR{Served: 1304, SwitchedSource: 2, Rejected: 1},
+		Bytes:   status.Bytes{FromPeers: 4_160_000_000, FromUpstream: 852_000_000, FromStore: 61_000_000, ToPeers: 819_300_000, ToNix: 5_004_000_000},
+		Wire:    status.Wire{FromPeers: 4_160_000_000, FromUpstream: 241_000_000, ToPeers: 819_300_000},
+		NarInfo: status.NarInfo{Hits: 2912, Misses: 13, UpstreamRequests: 245},
+		NAR:     status.NAR{Served: 1304, SwitchedSource: 2, Rejected: 1},
+		Savings: &savings.Savings{
+			SinceInstallation: savings.Totals{Since: time.Date(2026, 3, 14, 0, 0, 0, 0, time.UTC), FromPeers: 91_300_000_000, SecondsGained: 19_400},
+			ThisMonth:         savings.Totals{FromPeers: 12_400_000_000, SecondsGained: -1300},
+		},
 		InFlight: 2,
 		Flights: []status.Flight{
 			{Path: "0c0rjpmmlm8nrpg4nl2lr3w7v3p3cs8a-firefox-128.0", Got: 88_000_000, Size: 251_000_000, From: []string{"peer 12D3KooWExampleAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA"}},

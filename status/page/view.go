@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/flurry-nix/flurry/status"
+	"github.com/flurry-nix/flurry/status/savings"
 )
 
 const (
@@ -92,6 +93,9 @@ func (v *view) sharing(r status.Report) {
 		if neighbours == 0 {
 			v.Lede = fmt.Sprintf("%s to offer; no neighbour is connected.", count(r.Store.ShareablePaths, "store path"))
 		}
+	case "metered":
+		v.State, v.Mood = "Paused", "idle"
+		v.Lede = "This network is paid by the byte: neighbours get nothing from here; Nix is served as ever."
 	case "paused":
 		v.State, v.Mood = "Paused", "idle"
 		v.Lede = "Neighbours get nothing from here; Nix is served as ever."
@@ -121,13 +125,23 @@ func (v *view) sharing(r status.Report) {
 
 func (v *view) figures(r status.Report) {
 	v.Figures = []figure{
-		{"NARs served to Nix", number(r.NAR.Served), bytesText(r.Bytes.ToNix) + " in all"},
+		{"NARs served to Nix", number(r.NAR.Served), fmt.Sprintf("%s; %s failed", bytesText(r.Bytes.ToNix), number(r.NAR.Failed))},
 		{"Given to neighbours", bytesText(r.Bytes.ToPeers), "since the start"},
 		{"Central caches sent", bytesText(r.Wire.FromUpstream), "as compressed, on the wire"},
-		{"Mended on the way", number(r.NAR.SwitchedSource), "changes of source, unseen by Nix"},
-		{"Refused", number(r.NAR.Rejected), "NARs that no signature vouched for"},
-		{"Failed", number(r.NAR.Failed), "NARs that nobody could give"},
+		{"Mended on the way", number(r.NAR.SwitchedSource), fmt.Sprintf("changes of source; %s refused for wrong bytes", number(r.NAR.Rejected))},
 	}
+	if t := r.Savings; t != nil {
+		v.Figures = append(v.Figures, saved("Saved this month", t.ThisMonth), saved("Saved since "+t.SinceInstallation.Since.Format("2 January 2006"), t.SinceInstallation))
+	}
+}
+
+// saved is what neighbours spared the central caches, and the time that it gained.
+func saved(name string, t savings.Totals) figure {
+	word, gained := "gained", time.Duration(t.SecondsGained*float64(time.Second))
+	if gained < 0 {
+		word, gained = "lost", -gained
+	}
+	return figure{name, bytesText(t.FromPeers), ago(gained) + " " + word}
 }
 
 func (v *view) flights(r status.Report) {
