@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 FUZZTIME ?= 20s
 export CGO_ENABLED ?= 0
 
-.PHONY: build run demo test bench bench-site lint cross fuzz soak vulncheck clean
+.PHONY: build run demo test bench bench-site lint cross fuzz soak vulncheck clean matrix
 
 # flurry-standby is for systemd: it answers Nix where the agent cannot (docs/install.md).
 build:
@@ -29,6 +29,11 @@ bench: build
 # One site, one download: N=8 RATE=50 (Mbit/s) and more options in ARGS; see scripts/bench-site --help.
 bench-site: build
 	scripts/bench-site $(or $(N),8) --rate $(or $(RATE),50) $(ARGS)
+
+# Every fault there is a name for, as a peer and as an upstream, against the built agent and real Nix;
+# writes docs/faults.md. ONLY=dribble runs those rows alone, into a file of its own. About ten minutes.
+matrix: build
+	scripts/matrix $(ONLY)
 
 lint:
 	scripts/lint

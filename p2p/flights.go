@@ -82,14 +82,14 @@ func (h *Host) Tell(d verify.PathDigest, p Progress) {
 	b.news = make(chan struct{})
 }
 
-// Flying returns what peers that may be asked now told of a NAR.
+// Flying returns what peers that may be asked now, and that mostly keep their word, told of a NAR.
 func (h *Host) Flying(d verify.PathDigest) []Flying {
 	b, now := h.board, h.now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []Flying
 	for p, progress := range b.theirs[d.Key()] {
-		if _, ok := p.costNow(now, 0); ok {
+		if _, ok := p.costNow(now, 0); ok && !p.discredited(now) {
 			out = append(out, Flying{p, progress})
 		}
 	}

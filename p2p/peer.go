@@ -32,6 +32,7 @@ const (
 	slowestRate   = 16 << 10               // bytes per second; slower is all the same, and must be able to heal
 	strangerDelay = 20 * time.Millisecond  // added to the cost of a peer without a good record
 	falseWeight   = 0.1                    // of the newest answer in the share of false claims
+	discreditedAt = 0.5                    // share of useless answers from which on announcements do not count: seven in a row
 	falseHalfLife = 10 * time.Minute       // a liar that is asked nothing must be able to heal
 	rateHalfLife  = 10 * time.Minute       // and so must one that was slow
 )
@@ -153,6 +154,13 @@ func (p *Peer) rateLocked(now time.Time) float64 {
 func (p *Peer) falseShareLocked(now time.Time) float64 {
 	age := max(0, now.Sub(p.falseAt))
 	return p.falseShare * math.Exp2(-age.Seconds()/falseHalfLife.Seconds())
+}
+
+// discredited tells whether the peer's announcements are better ignored: most of what it said was of no use.
+func (p *Peer) discredited(now time.Time) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.falseShareLocked(now) > discreditedAt
 }
 
 // Cost estimates how long the peer takes to send size bytes.

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
+	"fmt"
 	"math/rand/v2"
 	"sync/atomic"
 	"time"
@@ -94,6 +95,7 @@ type claim struct {
 type growth struct {
 	held int64
 	at   time.Time
+	told bool // that it brings nothing
 }
 
 // site returns whom the flight's progress may be told, nil if nobody.
@@ -239,10 +241,16 @@ func (p *plan) moving(n Flying) bool {
 	now := time.Now()
 	g, ok := p.claim.grown[n.Peer.ID()]
 	if !ok || held != g.held {
-		g = growth{held, now}
+		g = growth{held: held, at: now}
 		p.claim.grown[n.Peer.ID()] = g
 	}
-	return now.Sub(g.at) < claimPatience
+	silent := now.Sub(g.at) >= claimPatience
+	if silent && held == 0 && !g.told {
+		g.told = true
+		p.claim.grown[n.Peer.ID()] = g
+		n.Peer.Useless(fmt.Errorf("announced a NAR as on its way and had no byte of it for %v", claimPatience))
+	}
+	return !silent
 }
 
 // tooSlow tells whether following takes clearly longer than asking the central cache would.

@@ -69,11 +69,13 @@ type scene struct {
 	dir     string
 	agent   *agent
 	hostile []*source
-	static  string // entry of a peer that is only named
+	honest  *source // a peer; nil if the honest one is an upstream, or if there is none
+	static  string  // entry of a peer that is only named
 }
 
-// stage starts hostile sources of these kinds with one fault, and an agent that knows them.
-func (w *world) stage(f *fault, honest bool, kinds ...string) (*scene, error) {
+// stage starts hostile sources of these kinds with one fault, and an agent that knows them. honest is the
+// kind of the honest source beside them, "" for none.
+func (w *world) stage(f *fault, honest string, kinds ...string) (*scene, error) {
 	dir, err := os.MkdirTemp(w.dir, "cell-")
 	if err != nil {
 		return nil, err
@@ -95,7 +97,7 @@ func (w *world) stage(f *fault, honest bool, kinds ...string) (*scene, error) {
 			return sc, err
 		}
 	}
-	if honest {
+	if honest == kindUpstream {
 		cfg.upstreams = append(cfg.upstreams, w.honest.url)
 	}
 	if len(cfg.upstreams) == 0 { // the default one would be asked
@@ -103,6 +105,12 @@ func (w *world) stage(f *fault, honest bool, kinds ...string) (*scene, error) {
 	}
 	if sc.agent, err = newAgent(w.binary, dir, cfg); err != nil {
 		return sc, fmt.Errorf("%w\n%s", err, lastLines(sc.agent.log(), 5))
+	}
+	if honest == kindPeer {
+		sc.honest = newSource(w.corpus, kindPeer, honestly)
+		if err := sc.connect(sc.honest); err != nil {
+			return sc, err
+		}
 	}
 	for _, s := range sc.hostile {
 		if s.kind == kindPeer && f.static == nil {
@@ -138,13 +146,17 @@ func (sc *scene) close() {
 	for _, s := range sc.hostile {
 		s.close()
 	}
+	if sc.honest != nil {
+		sc.honest.close()
+	}
 	exec.Command("chmod", "-R", "u+w", sc.dir).Run()
 	os.RemoveAll(sc.dir)
 }
 
 // cell is one result.
 type cell struct {
-	Source  string  `json:"source"`
+	Source  string  `json:"source"` // the hostile one's kind
+	Beside  string  `json:"beside"` // the honest one's
 	Fault   string  `json:"fault"`
 	Exit    int     `json:"exit"`                    // of nix-store
 	Seconds float64 `json:"seconds"`                 // of nix-store
@@ -163,10 +175,11 @@ func (c *cell) fail(format string, args ...any) {
 	c.Trouble += fmt.Sprintf(format, args...)
 }
 
-// run measures one cell: a hostile source of one kind and an honest upstream.
-func (w *world) run(f *fault, kind string) (c cell) {
-	c = cell{Source: kind, Fault: f.name, Exit: -1}
-	sc, err := w.stage(f, true, kind)
+// run measures one cell: a hostile source and an honest one.
+func (w *world) run(p place) (c cell) {
+	f := p.f
+	c = cell{Source: p.kind, Beside: p.beside, Fault: f.name, Exit: -1}
+	sc, err := w.stage(f, p.beside, p.kind)
 	if sc != nil {
 		defer sc.close()
 	}
@@ -184,7 +197,7 @@ func (w *world) run(f *fault, kind string) (c cell) {
 	c.Applied = sc.hostile[0].applied.Load()
 	sc.judge(f, &c)
 	if c.Trouble != "" && os.Getenv("FLURRY_MATRIX_LOGS") != "" {
-		name := strings.NewReplacer(" ", "-", "/", "-", ":", "").Replace(kind + " " + f.name)
+		name := strings.NewReplacer(" ", "-", "/", "-", ":", "").Replace(p.kind + " " + p.beside + " " + f.name)
 		b, _ := os.ReadFile(filepath.Join(sc.agent.dir, "log"))
 		os.WriteFile(filepath.Join(os.Getenv("FLURRY_MATRIX_LOGS"), name), append(b, out...), 0o600)
 	}
@@ -207,7 +220,9 @@ func (sc *scene) judge(f *fault, c *cell) {
 	case c.Honest:
 		c.fail("the honest source is blamed: %s", c.Says)
 	case c.Applied == 0 && f != honestly:
-		c.fail("the fault was never shown")
+		if c.Beside == kindUpstream { // of two peers the honest one may happen to be asked first
+			c.fail("the fault was never shown")
+		}
 	case f.blame == blameNone && bad:
 		c.fail("blamed for nothing: %s", c.Culprit)
 	case f.blame != blameNone && !bad:
@@ -234,6 +249,10 @@ func (sc *scene) look(c *cell) (bad bool, err error) {
 		}
 	}
 	for _, p := range r.Peers {
+		if sc.honest != nil && p.ID == sc.honest.peer.ID() {
+			c.Honest, c.Says = p.State == "banned" || p.State == "suspect" || p.Reason != "", p.Reason
+			continue
+		}
 		if hostile.kind != kindPeer || hostile.peer != nil && p.ID != hostile.peer.ID() && !strings.Contains(sc.static, p.ID) {
 			continue
 		}
@@ -260,7 +279,7 @@ func (w *world) runAlone(f *fault) (c alone) {
 	if f.only != "" {
 		kinds = []string{f.only}
 	}
-	sc, err := w.stage(f, false, kinds...)
+	sc, err := w.stage(f, "", kinds...)
 	if sc != nil {
 		defer sc.close()
 	}
@@ -327,15 +346,20 @@ func each[T, R any](items []T, jobs int, fn func(T) R) []R {
 
 // place is a cell to be measured.
 type place struct {
-	f    *fault
-	kind string
+	f            *fault
+	kind, beside string // of the hostile and of the honest source
 }
 
+// pairs are who stands beside whom. A hostile upstream beside an honest peer would not be asked at all.
+var pairs = []place{{kind: kindPeer, beside: kindUpstream}, {kind: kindPeer, beside: kindPeer}, {kind: kindUpstream, beside: kindUpstream}}
+
+func (p place) String() string { return p.kind + " beside " + p.beside }
+
 func places(only func(*fault) bool) (list []place) {
-	for _, kind := range []string{kindPeer, kindUpstream} {
+	for _, pair := range pairs {
 		for _, f := range faults {
-			if (f.only == "" || f.only == kind) && only(f) {
-				list = append(list, place{f, kind})
+			if (f.only == "" || f.only == pair.kind) && only(f) && (pair.beside == kindUpstream || f.static == nil) {
+				list = append(list, place{f, pair.kind, pair.beside})
 			}
 		}
 	}
@@ -345,11 +369,11 @@ func places(only func(*fault) bool) (list []place) {
 // TestFaultsCostLittleAndNameTheCulprit runs the cells that are quick.
 func TestFaultsCostLittleAndNameTheCulprit(t *testing.T) {
 	w := newWorld(t)
-	for _, c := range each(places(func(f *fault) bool { return f.quick }), 8, func(p place) cell { return w.run(p.f, p.kind) }) {
+	for _, c := range each(places(func(f *fault) bool { return f.quick }), 8, w.run) {
 		if c.Trouble != "" {
-			t.Errorf("%s, %s: %s", c.Source, c.Fault, c.Trouble)
+			t.Errorf("%s beside %s, %s: %s", c.Source, c.Beside, c.Fault, c.Trouble)
 		}
-		t.Logf("%-8s %-45s %.1f s, culprit: %s", c.Source, c.Fault, c.Seconds, c.Culprit)
+		t.Logf("%-8s beside %-8s %-45s %.1f s, culprit: %s", c.Source, c.Beside, c.Fault, c.Seconds, c.Culprit)
 	}
 }
 
@@ -366,10 +390,10 @@ func TestWithoutAnHonestSourceTheAnswerIsQuick(t *testing.T) {
 }
 
 // baseline is the median of three fetches without a fault.
-func (w *world) baseline(t *testing.T, kind string) float64 {
+func (w *world) baseline(t *testing.T, p place) float64 {
 	var seconds []float64
 	for range 3 {
-		c := w.run(honestly, kind)
+		c := w.run(p)
 		if c.Trouble != "" {
 			t.Fatalf("without any fault: %s", c.Trouble)
 		}
@@ -388,15 +412,16 @@ func TestMatrix(t *testing.T) {
 	only := os.Getenv("FLURRY_MATRIX_ONLY")
 	w := newWorld(t)
 	m := matrix{Date: time.Now().UTC().Format("2006-01-02"), Baseline: map[string]float64{}}
-	for _, kind := range []string{kindPeer, kindUpstream} {
-		m.Baseline[kind] = w.baseline(t, kind)
+	for _, p := range pairs {
+		p.f = honestly
+		m.Baseline[p.String()] = w.baseline(t, p)
 	}
 	jobs := max(1, atoi(os.Getenv("FLURRY_MATRIX_JOBS")))
 	match := func(f *fault) bool { return strings.Contains(f.name, only) }
 	m.Cells = each(places(match), jobs, func(p place) cell {
-		c := w.run(p.f, p.kind)
-		c.Added = c.Seconds - m.Baseline[p.kind]
-		t.Logf("%-8s %-45s exit %d  %+6.2f s  %s  %s", c.Source, c.Fault, c.Exit, c.Added, c.Culprit, c.Trouble)
+		c := w.run(p)
+		c.Added = c.Seconds - m.Baseline[p.String()]
+		t.Logf("%-8s beside %-8s %-45s exit %d  %+6.2f s  %s  %s", c.Source, c.Beside, c.Fault, c.Exit, c.Added, c.Culprit, c.Trouble)
 		return c
 	})
 	m.Alone = each(slices.DeleteFunc(slices.Clone(faults), func(f *fault) bool { return f.honest || !match(f) }), jobs, func(f *fault) alone {

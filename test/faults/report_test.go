@@ -19,7 +19,7 @@ type matrix struct {
 func (m *matrix) check(t *testing.T) {
 	for _, c := range m.Cells {
 		if c.Trouble != "" {
-			t.Errorf("%s, %s: %s", c.Source, c.Fault, c.Trouble)
+			t.Errorf("%s beside %s, %s: %s", c.Source, c.Beside, c.Fault, c.Trouble)
 		}
 	}
 	for _, c := range m.Alone {
@@ -49,12 +49,11 @@ func (m *matrix) write(file string) error {
 
 func (m *matrix) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "\nMeasured %s. Without a fault Nix takes %.2f s (hostile slot: a peer) and %.2f s (an upstream).\n",
-		m.Date, m.Baseline[kindPeer], m.Baseline[kindUpstream])
-	for _, kind := range []string{kindPeer, kindUpstream} {
-		fmt.Fprintf(&b, "\n## One hostile %s, one honest upstream\n\n| fault | exit | added s | what is said of the culprit | honest blamed |\n|---|---|---|---|---|\n", kind)
+	fmt.Fprintf(&b, "\nMeasured %s.\n", m.Date)
+	for _, p := range pairs {
+		fmt.Fprintf(&b, "\n## A hostile %s, an honest %s\n\nWithout a fault: %.2f s.\n\n| fault | exit | added s | what is said of the culprit | honest blamed |\n|---|---|---|---|---|\n", p.kind, p.beside, m.Baseline[p.String()])
 		for _, c := range m.Cells {
-			if c.Source == kind {
+			if c.Source == p.kind && c.Beside == p.beside {
 				fmt.Fprintf(&b, "| %s | %d | %+.2f | %s | %s |\n", c.Fault, c.Exit, c.Added, short(orDash(c.Culprit)), yesNo(c.Honest))
 			}
 		}

@@ -29,6 +29,7 @@ type source struct {
 	fault   *fault
 	applied atomic.Int64 // how often the fault was shown
 	stop    chan struct{}
+	key     []byte // of a peer's identity; nil = a new one
 
 	url  string            // of an upstream
 	peer *p2ptest.Recorder // of a peer
@@ -85,7 +86,7 @@ func (s *source) serveTLS() {
 
 // servePeer makes the source a peer; it dials the agent and claims all paths.
 func (s *source) servePeer(ctx context.Context, addrs []string) error {
-	r, err := p2ptest.Start(p2ptest.Config{Forget: true})
+	r, err := p2ptest.Start(p2ptest.Config{Forget: true, Key: s.key})
 	if err != nil {
 		return err
 	}
