@@ -25,6 +25,20 @@ func chained(seed uint64, size int64) ([]byte, Hash, Chain) {
 
 var chainSizes = []int64{1, 100, ChunkSize - 1, ChunkSize, ChunkSize + 1, 3 * ChunkSize, 3*ChunkSize + 77}
 
+// claimed is a proof with claims.
+func claimed(t interface{ Fatal(...any) }, sum Hash, size int64, claims ...Chain) *Proof {
+	p, err := NewProof(sum, size)
+	for _, c := range claims {
+		if err == nil {
+			err = p.Claim(c)
+		}
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
 func TestAChainProvesEveryChunk(t *testing.T) {
 	for _, size := range chainSizes {
 		nar, sum, chain := chained(uint64(size), size)
@@ -35,21 +49,19 @@ func TestAChainProvesEveryChunk(t *testing.T) {
 		if err != nil || !slices.Equal(wire, chain) {
 			t.Fatalf("size %d: %d states came back as %d, %v", size, len(chain), len(wire), err)
 		}
-		p, err := NewProof(sum, size, wire)
-		if err != nil {
-			t.Fatal(err)
-		}
+		p := claimed(t, sum, size, wire)
 		for k, i := range rand.Perm(Chunks(size)) {
 			from, to := ChunkRange(i, size)
-			if !p.Fits(i, nar[from:to]) {
+			l, ok := p.Fits(i, nar[from:to])
+			if !ok {
 				t.Fatalf("size %d: chunk %d does not fit", size, i)
 			}
 			if p.Proven() == 0 {
 				t.Fatalf("size %d: proven after %d chunks", size, k)
 			}
-			p.Keep(i)
+			p.Keep(i, l)
 		}
-		if p.Proven() != 0 {
+		if p.Proven() != 0 || !slices.Equal(p.Chain(), chain) {
 			t.Fatalf("size %d: only proven from %d on", size, p.Proven())
 		}
 	}
@@ -97,15 +109,12 @@ func TestNoForgeryIsProven(t *testing.T) {
 			copy(shown[:k*ChunkSize], other[:k*ChunkSize])
 			copy(claim[:k-1], otherChain[:k-1])
 		}
-		p, err := NewProof(sum, size, claim)
-		if err != nil {
-			t.Fatal(err)
-		}
+		p := claimed(t, sum, size, claim)
 		for _, i := range rapid.Permutation([]int{0, 1, 2, 3, 4}).Draw(t, "order") {
 			from, to := ChunkRange(i, size)
 			right := slices.Equal(shown[from:to], nar[from:to])
-			if p.Fits(i, shown[from:to]) {
-				p.Keep(i)
+			if l, ok := p.Fits(i, shown[from:to]); ok {
+				p.Keep(i, l)
 			} else if right && (i == 0 || claim[i-1] == chain[i-1]) && (i == 4 || claim[i] == chain[i]) {
 				t.Fatalf("right chunk %d between right states is refused", i)
 			}
@@ -114,63 +123,90 @@ func TestNoForgeryIsProven(t *testing.T) {
 			t.Fatal("a forgery was proven whole")
 		}
 		for i := p.Proven(); i < 5; i++ {
-			from, to := ChunkRange(i, size)
-			if !slices.Equal(shown[from:to], nar[from:to]) || i > 0 && claim[i-1] != chain[i-1] {
+			if from, to := ChunkRange(i, size); !slices.Equal(shown[from:to], nar[from:to]) {
 				t.Fatalf("chunk %d is proven but wrong", i)
 			}
 		}
 	})
 }
 
-// TestAdoptingProvesNothingNew: what is taken over from another claim or from states in order is never
-// more than what the bytes would have shown.
-func TestAdoptingProvesNothingNew(t *testing.T) {
-	const size = 4*ChunkSize + 1000
+// TestAmongLiesTheTruthIsProven: as long as one claim is right, right bytes are proven whatever the
+// other claims are and whatever wrong bytes were kept for a while because they fitted a lie; wrong ones
+// never are.
+func TestAmongLiesTheTruthIsProven(t *testing.T) {
+	const size, n = 3*ChunkSize + 1000, 4
 	nar, sum, chain := chained(2, size)
 	other, _, otherChain := chained(3, size)
 	rapid.Check(t, func(t *rapid.T) {
-		mix := func(label string) Chain { // each state right, another NAR's or nonsense
-			c := slices.Clone(chain)
-			for i := range c {
-				switch rapid.IntRange(0, 3).Draw(t, label) {
-				case 0:
-					c[i] = otherChain[i]
-				case 1:
-					c[i][0] ^= 1
+		claims := []Chain{chain}
+		for range rapid.IntRange(0, MaxClaims-1).Draw(t, "lies") {
+			claims = append(claims, lie(t, chain, otherChain))
+		}
+		claims = rapid.Permutation(claims).Draw(t, "claims")
+		p := claimed(t, sum, size, claims[0])
+		var wrong [n]bool // the bytes that are kept
+		for len(claims) > 0 || p.Proven() > 0 {
+			if rapid.IntRange(0, 9).Draw(t, "claim") < 3 && len(claims) > 0 || p.Proven() > 0 && !slices.Contains(p.kept, false) {
+				if claims = claims[1:]; len(claims) > 0 {
+					p.Claim(claims[0])
 				}
+				continue
 			}
-			return c
+			i := rapid.IntRange(0, n-1).Draw(t, "chunk")
+			if p.Kept(i) {
+				continue
+			}
+			from, to := ChunkRange(i, size)
+			shown := nar[from:to]
+			if wrong[i] = rapid.IntRange(0, 3).Draw(t, "liar") == 0; wrong[i] {
+				shown = other[from:to]
+			}
+			if l, ok := p.Fits(i, shown); ok {
+				p.Keep(i, l)
+			}
+			if slices.Contains(wrong[p.Proven():], true) {
+				t.Fatalf("proven from %d on, wrong: %v", p.Proven(), wrong)
+			}
 		}
+		if slices.Contains(wrong[:], true) || !slices.Equal(p.Chain(), chain) {
+			t.Fatal("proven, but not the NAR")
+		}
+	})
+}
+
+// lie makes a chain of which each state is right, another NAR's or nonsense.
+func lie(t *rapid.T, chain, otherChain Chain) Chain {
+	c := slices.Clone(chain)
+	for i := range c {
+		switch rapid.IntRange(0, 3).Draw(t, "lie") {
+		case 0:
+			c[i] = otherChain[i]
+		case 1:
+			c[i][0] ^= 1
+		}
+	}
+	return c
+}
+
+// TestAdoptingIsAsGoodAsShowing: what is taken over from states in order is what the bytes would show.
+func TestAdoptingIsAsGoodAsShowing(t *testing.T) {
+	const size = 2*ChunkSize + 1000
+	nar, sum, chain := chained(2, size)
+	_, _, otherChain := chained(3, size)
+	rapid.Check(t, func(t *rapid.T) {
 		shown := slices.Clone(nar)
-		for i := range 5 {
-			if rapid.Bool().Draw(t, "other") {
-				from, to := ChunkRange(i, size)
-				copy(shown[from:to], other[from:to])
-			}
+		wrong := rapid.IntRange(0, 3).Draw(t, "wrong") // chunk; 3: none
+		if wrong < 3 {
+			shown[wrong*ChunkSize] ^= 1
 		}
-		old, err := NewProof(sum, size, mix("old"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		for i := range 5 {
-			from, to := ChunkRange(i, size)
-			if old.Fits(i, shown[from:to]) {
-				old.Keep(i)
-			}
-		}
-		front := rapid.IntRange(0, size).Draw(t, "front")
 		h := NewChainHash()
-		h.Write(shown[:front])
+		h.Write(shown[:rapid.IntRange(0, size).Draw(t, "front")])
 		_, computed := h.Sum()
-		p, err := NewProof(sum, size, mix("new"))
-		if err != nil {
-			t.Fatal(err)
-		}
-		p.Adopt(old, computed)
-		for i := range 5 {
-			from, to := ChunkRange(i, size)
-			if p.Kept(i) && !p.Fits(i, shown[from:to]) {
-				t.Fatalf("chunk %d is kept but does not fit", i)
+		p := claimed(t, sum, size, lie(t, chain, otherChain), chain)
+		p.Adopt(computed)
+		for i := range 3 {
+			if want := i < min(len(computed), wrong); p.Kept(i) != want {
+				t.Fatalf("chunk %d of %d in order, %d wrong: adopted %v", i, len(computed), wrong, p.Kept(i))
 			}
 		}
 	})
@@ -180,24 +216,21 @@ func TestChainsOfTheWrongLengthAreRefused(t *testing.T) {
 	const size = 3*ChunkSize + 5
 	nar, sum, chain := chained(4, size)
 	for _, c := range []Chain{nil, chain[:2], append(slices.Clone(chain), State{})} {
-		if _, err := NewProof(sum, size, c); !errors.Is(err, ErrMalformed) {
+		if err := claimed(t, sum, size).Claim(c); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%d states: %v", len(c), err)
 		}
 		if _, err := ParseChain(c.Bytes(size), size); !errors.Is(err, ErrMalformed) {
 			t.Errorf("%d states: %v", len(c), err)
 		}
 	}
-	p, err := NewProof(sum, size, chain)
-	if err != nil {
-		t.Fatal(err)
-	}
+	p := claimed(t, sum, size, chain)
 	for _, chunk := range [][]byte{nil, nar[3*ChunkSize : size-1], append(slices.Clone(nar[3*ChunkSize:]), 0), nar[2*ChunkSize : 3*ChunkSize]} {
-		if p.Fits(3, chunk) {
+		if _, ok := p.Fits(3, chunk); ok {
 			t.Errorf("%d bytes fit", len(chunk))
 		}
 	}
 	for _, i := range []int{-1, 4} {
-		if p.Fits(i, nar[:ChunkSize]) {
+		if _, ok := p.Fits(i, nar[:ChunkSize]); ok {
 			t.Errorf("there is a chunk %d", i)
 		}
 	}
