@@ -6,6 +6,7 @@ import (
 	"crypto/ed25519"
 	"crypto/sha256"
 	"encoding/base64"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -41,6 +42,7 @@ type world struct {
 	store       *fakeStore
 	ups         []Upstream
 	dir         string
+	firstByte   time.Duration
 }
 
 func newWorld(t *testing.T, size int) *world {
@@ -106,8 +108,10 @@ func (w *world) makePath(name string, size int) (verify.StorePath, []byte, *veri
 		h[i] = byte(rng.Uint32())
 	}
 	nar := make([]byte, size)
-	for i := range nar {
-		nar[i] = byte(rng.Uint32())
+	for i := 0; i < size; i += 8 {
+		var b [8]byte
+		binary.LittleEndian.PutUint64(b[:], rng.Uint64())
+		copy(nar[i:], b[:])
 	}
 	path, err := verify.ParseStorePath("/nix/store/" + h.String() + "-" + name)
 	if err != nil {
@@ -122,7 +126,7 @@ func (w *world) makePath(name string, size int) (verify.StorePath, []byte, *veri
 // start runs a server until the test ends.
 func (w *world) start() *Server {
 	w.t.Helper()
-	s, err := New(Config{StateDir: w.dir, Site: w.site, Internet: w.internet, Offload: w.offload, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil))}, w.keys, w.store, w.peers, w.ups)
+	s, err := New(Config{StateDir: w.dir, Site: w.site, FirstByte: w.firstByte, Internet: w.internet, Offload: w.offload, Log: slog.New(slog.NewTextHandler(w.t.Output(), nil))}, w.keys, w.store, w.peers, w.ups)
 	if err != nil {
 		w.t.Fatal(err)
 	}
@@ -226,6 +230,7 @@ type behaviour struct {
 	alsoCorrupt []int // offsets of more flipped bytes
 
 	chain func(*world) verify.Chain // what it claims; nil: it offers none
+	other []byte                    // what it sends instead of the NAR
 }
 
 var honest = behaviour{corrupt: -1}
@@ -364,7 +369,11 @@ func (p *fakePeer) NAR(ctx context.Context, _ verify.StoreHash, _ verify.Hash, _
 	p.mu.Lock()
 	p.opened = append(p.opened, off)
 	p.mu.Unlock()
-	b, err := p.open(ctx, p.w.nar[:to], off)
+	nar := p.w.nar
+	if p.other != nil {
+		nar = p.other
+	}
+	b, err := p.open(ctx, nar[:to], off)
 	if err != nil {
 		return nil, err
 	}

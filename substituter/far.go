@@ -136,7 +136,7 @@ func (p *plan) assignFar(src farSource, now time.Time) (run span, ok, ordinary b
 	if p.lone || cache == nil || cache.got == 0 || !f.all.farGate.open(now) {
 		return span{}, false, false
 	}
-	gap, ok := busy.lastGap(f.v.NarSize())
+	gap, ok := busy.lastGap(0, f.v.NarSize())
 	if !ok {
 		return span{}, false, false
 	}
@@ -180,18 +180,6 @@ func (p *plan) rated(l *leg) {
 		rate = (old + rate) / 2
 	}
 	p.far.rates[src.ID()] = rate
-}
-
-// lastGap returns the last run of missing bytes below size.
-func (s spans) lastGap(size int64) (span, bool) {
-	to := size
-	for i := len(s) - 1; i >= 0; i-- {
-		if s[i].to < to {
-			return span{s[i].to, to}, true
-		}
-		to = s[i].from
-	}
-	return span{0, to}, to > 0
 }
 
 // A farGate keeps agents beyond the site from making downloads slower: on one link their bytes, which are

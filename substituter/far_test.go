@@ -225,7 +225,7 @@ func TestLastGapIsTheLast(t *testing.T) {
 				last = i
 			}
 		}
-		g, ok := s.lastGap(size)
+		g, ok := s.lastGap(0, size)
 		if ok != (last >= 0) || ok && int(g.to) != last+1 {
 			t.Fatalf("%v: %v %v, want the end %d", s, g, ok, last+1)
 		}

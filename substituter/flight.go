@@ -1,6 +1,7 @@
 package substituter
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -61,6 +62,7 @@ type flight struct {
 	spent    time.Duration // what its first reader waited before
 	idle     time.Time     // since when there are no readers
 	trash    []*spool      // of failed tries; a reader may still be writing from one
+	swarm    swarm
 }
 
 // part is a run of bytes from one source.
@@ -81,6 +83,8 @@ type leg struct {
 
 	dismissed bool // it was ended because its bytes came from elsewhere
 	slow      bool // another source was called in because it is so slow
+	double    bool // it brings the same as another leg; the first to come counts
+	doubled   bool // there is such a one
 }
 
 // silent is how long the leg has not brought bytes worth the name.
@@ -213,60 +217,28 @@ func (f *flight) run(ctx context.Context) {
 }
 
 func (f *flight) fetch(ctx context.Context, p *plan) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer p.ask.wg.Wait()
+	defer cancel()
 	for {
-		hashing, cancel := context.WithCancel(ctx)
-		verdict := make(chan error, 1)
-		go func() { verdict <- f.follow(hashing) }()
 		err := f.fill(ctx, p)
-		if err != nil {
-			cancel()
-			<-verdict
-			return err
-		}
-		err = <-verdict
-		cancel()
 		var wrong *verify.MismatchError
 		switch {
 		case err == nil:
 			return p.acquit()
 		case !errors.As(err, &wrong):
 			return err
+		case p.mayRepair():
+			p.wrong = err // chunk by chunk, if somebody has a chain
+			f.mu.Lock()
+			f.hold = true
+			f.mu.Unlock()
+			continue
 		}
+		p.wrong = nil
 		f.all.stats.Rejected.Add(1)
 		if err := f.restart(p, err); err != nil {
 			return err
-		}
-	}
-}
-
-// follow hashes the spool's contiguous front as it grows and returns the verdict on the whole.
-func (f *flight) follow(ctx context.Context) error {
-	check := verify.NewChecker(f.v.NarHash(), f.v.NarSize())
-	var buf []byte
-	for {
-		f.mu.Lock()
-		front, s, changed := f.written.front(), f.spool, f.changed
-		f.mu.Unlock()
-		for check.Written() < front {
-			piece, err := s.view(check.Written(), min(front-check.Written(), hashStep), &buf)
-			if err != nil {
-				return fmt.Errorf("%w: %w", errLocal, err)
-			}
-			if _, err := check.Write(piece); err != nil {
-				return err
-			}
-		}
-		if check.Written() == f.v.NarSize() {
-			err := check.Finish()
-			if err == nil && f.v.NarSize() >= chainLeast {
-				f.all.chains.put(f.v.NarHash(), f.v.NarSize(), check.Chain())
-			}
-			return err
-		}
-		select {
-		case <-changed:
-		case <-ctx.Done():
-			return ctx.Err()
 		}
 	}
 }
@@ -277,10 +249,10 @@ type legEnd struct {
 	err error
 }
 
-// fill runs legs until every byte is in the spool.
+// fill runs legs until the whole is judged, and returns the verdict.
 func (f *flight) fill(ctx context.Context, p *plan) error {
-	ctx, cancel := context.WithCancel(ctx)
-	results := make(chan legEnd, maxLegs)
+	working, cancel := context.WithCancel(ctx)
+	results, verdict := make(chan legEnd, maxLegs), make(chan error, 1)
 	running := 0
 	defer func() {
 		cancel()
@@ -288,24 +260,24 @@ func (f *flight) fill(ctx context.Context, p *plan) error {
 	}()
 	start := func(l *leg) {
 		var lctx context.Context
-		lctx, l.cancel = context.WithCancel(ctx)
+		lctx, l.cancel = context.WithCancel(working)
 		running++
 		f.all.wg.Go(func() { results <- legEnd{l, f.runLeg(lctx, l)} })
 	}
+	var judging sync.WaitGroup
+	defer judging.Wait()
+	defer cancel()
+	judging.Go(func() { verdict <- f.follow(working, p.wrong) })
 	for {
-		finished, silence := f.look()
-		if finished {
-			return nil
+		if err := p.repair(ctx); err != nil {
+			return err
 		}
-		p.schedule(start)
-		p.tell(false)
-		if running == 0 && !p.waiting() && !p.another() {
-			return p.failure()
-		}
-		if silence > p.limit() {
-			return fmt.Errorf("%w: no byte for %v", errNoSource, silence.Round(time.Millisecond))
+		if err := p.advance(ctx, start, running); err != nil {
+			return err
 		}
 		select {
+		case err := <-verdict:
+			return err
 		case e := <-results:
 			running--
 			e.leg.cancel()
@@ -376,9 +348,11 @@ func (f *flight) keep(l *leg, p []byte) (done bool, err error) {
 		}
 		g, ok := f.claimed.gap(l.pos, min(l.pos+int64(len(p)), l.end))
 		if !ok {
+			f.vouch(l, p[:min(int64(len(p)), l.end-l.pos)])
 			l.pos = min(l.pos+int64(len(p)), l.end)
 			break
 		}
+		f.vouch(l, p[:g.from-l.pos])
 		p = p[g.from-l.pos:]
 		l.pos = g.to
 		f.claimed = f.claimed.add(g.from, g.to)
@@ -411,6 +385,19 @@ func (f *flight) keep(l *leg, p []byte) (done bool, err error) {
 	return !more || !f.legs[l], nil
 }
 
+// vouch lets bytes that a peer brought stream once an upstream sent the same; l is at them, mu is held.
+func (f *flight) vouch(l *leg, p []byte) {
+	to := l.pos + int64(len(p))
+	if _, missing := f.written.gap(l.pos, to); missing || len(p) == 0 || !l.src.streams() || f.prefix != l.pos {
+		return
+	}
+	have, err := f.spool.view(l.pos, int64(len(p)), new([]byte))
+	if err == nil && bytes.Equal(have, p) {
+		f.prefix = to
+		f.broadcast()
+	}
+}
+
 // arrived takes note of bytes in the spool; mu is held.
 func (f *flight) arrived(l *leg, g span) {
 	f.written = f.written.add(g.from, g.to)
@@ -422,12 +409,22 @@ func (f *flight) arrived(l *leg, g span) {
 	if l.src.streams() && f.prefix == g.from {
 		f.prefix = g.to
 	}
-	if k := len(f.parts); k > 0 && f.parts[k-1].src.name() == l.src.name() && f.parts[k-1].to == g.from {
-		f.parts[k-1].to = g.to
-	} else {
-		f.parts = append(f.parts, part{l.src, g})
+	defer f.broadcast()
+	for k := len(f.parts) - 1; k >= max(0, len(f.parts)-2*maxLegs); k-- {
+		if f.parts[k].to == g.from && sameSource(f.parts[k].src, l.src) {
+			f.parts[k].to = g.to
+			return
+		}
 	}
-	f.broadcast()
+	f.parts = append(f.parts, part{l.src, g})
+}
+
+// sameSource tells whether both are the same in the same role: who relays what it has not verified is
+// judged otherwise than who has it all.
+func sameSource(a, b source) bool {
+	_, x := a.(partialSource)
+	_, y := b.(partialSource)
+	return x == y && a.name() == b.name()
 }
 
 // restart begins the NAR anew after its bytes proved wrong, keeping them as evidence.

@@ -61,6 +61,7 @@ type flights struct {
 	create       func(dir string) (spoolFile, error)
 	site         Site // nil without neighbours
 	chains       *chains
+	firstByte    time.Duration // Nix is to have a byte by then
 	linger       time.Duration // a spool stays that long after its last reader: Nix may come back with a Range
 	finder       *finder
 	stats        *Stats

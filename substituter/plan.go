@@ -1,7 +1,7 @@
 package substituter
 
 import (
-	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"slices"
@@ -32,24 +32,34 @@ const (
 
 // plan chooses a flight's sources. Only the flight's run goroutine uses it.
 type plan struct {
-	f        *flight
-	failures map[string]int // by source name
-	excluded map[string]bool
-	tries    []failedTry
-	lone     bool // after a mismatch of several sources: one source alone, a fresh one first
-	round    int
-	resume   time.Time // start of the next round
-	last     error
-	digest   verify.PathDigest
-	claim    claim
-	far      *far     // nil until agents beyond the site are looked for
-	near     []Flying // neighbours' progress, as of this round of scheduling
+	f         *flight
+	failures  map[string]int // by source name
+	excluded  map[string]bool
+	tries     []failedTry
+	lone      bool // after a mismatch of several sources: one source alone, a fresh one first
+	round     int
+	resume    time.Time // start of the next round
+	last      error
+	digest    verify.PathDigest
+	claim     claim
+	far       *far     // nil until agents beyond the site are looked for
+	near      []Flying // neighbours' progress, as of this round of scheduling
+	ask       asking
+	wrong     error     // the whole is known to be wrong; chunks are being looked at
+	begun     time.Time // of the flight
+	prefixing bool      // an upstream streams to Nix from the front on while peers bring the rest
+	// As of this round of scheduling: whether peers work from the end on, how many have all of it, and who
+	// sent chunks that misfit.
+	tail    bool
+	wholes  int
+	suspect map[string]spans
 }
 
 func newPlan(f *flight) *plan {
 	return &plan{
 		f: f, failures: map[string]int{}, excluded: map[string]bool{}, digest: f.hash.Digest(),
-		claim: claim{grown: map[string]growth{}},
+		claim: claim{grown: map[string]growth{}}, begun: time.Now(),
+		ask: asking{asked: map[string]bool{}, rates: map[string]float64{}},
 	}
 }
 
@@ -119,28 +129,53 @@ func (p *plan) ready() []source {
 	}
 	p.f.mu.Unlock()
 	var byTries [triesPerSource][]source
-	for _, s := range p.candidates() {
+	candidates := p.candidates()
+	shunned := p.shunned(candidates)
+	for _, s := range candidates {
 		name := s.name()
 		failed := p.failures[name]
 		if p.lone && p.contributed(name) {
 			failed++ // a source that is above suspicion first
 		}
-		if !busy[name] && !p.excluded[name] && failed < triesPerSource {
+		if !busy[name] && !p.excluded[name] && !shunned[name] && failed < triesPerSource {
 			byTries[failed] = append(byTries[failed], s)
 		}
 	}
 	return slices.Concat(byTries[:]...)
 }
 
+// advance goes on with fetching, as long as bytes are missing. It fails when nothing is left to try.
+func (p *plan) advance(ctx context.Context, start func(*leg), running int) error {
+	finished, silence := p.f.look()
+	if finished {
+		p.dismiss()
+		p.tell(false)
+		return nil
+	}
+	begun := false
+	p.schedule(ctx, func(l *leg) { begun = true; start(l) })
+	p.tell(false)
+	if running == 0 && !begun && !p.waiting() && !p.another() {
+		return p.failure()
+	}
+	if silence > p.limit() {
+		return fmt.Errorf("%w: no byte for %v", errNoSource, silence.Round(time.Millisecond))
+	}
+	return nil
+}
+
 // schedule starts legs where bytes are missing that nobody is bringing, beside legs that have gone
 // silent, and where a leg has so much left that another source should take half of it.
-func (p *plan) schedule(start func(*leg)) {
+func (p *plan) schedule(ctx context.Context, start func(*leg)) {
 	p.dismiss()
 	p.yield()
 	p.near = p.flying()
 	if len(p.f.all.finder.upstreams) == 0 {
 		p.lookFar()
 	}
+	p.seekChain(ctx)
+	p.watchFirstByte()
+	p.tail, p.wholes, p.suspect = p.swarming(), len(p.wholePeers()), p.suspects()
 	for _, src := range p.ready() {
 		l := p.assign(src)
 		if l == nil || !src.fromPeer() && !(p.mayAskUpstream() && p.goUpstream()) {
@@ -162,19 +197,18 @@ func (p *plan) assign(src source) *leg {
 		return nil
 	}
 	now := time.Now()
-	busy := append(spans(nil), f.claimed...)
-	var victim *leg // the leg that needs longest, if it needs long
-	most := stealTime
-	for l := range f.legs {
-		if l.silent(now) > l.src.patience() {
-			continue // somebody else should try its bytes
-		}
-		busy = busy.add(l.pos, l.end)
-		if left := l.left(now); left > most {
-			victim, most = l, left
-		}
-	}
+	busy, victim, most := p.atWork(src, now)
 	l := &leg{src: src, started: now}
+	if whole, ok := src.(peerSource); ok && p.tail {
+		if run, ok := p.tailRun(whole, busy); ok {
+			l.pos, l.end = run.from, run.to
+			return l
+		}
+		return p.endgame(l, victim, now)
+	}
+	if !src.fromPeer() && p.tail && p.peersSuffice(now) {
+		return nil
+	}
 	if part, ok := src.(partialSource); ok {
 		run, ok := pickPartial(part, busy, p.near)
 		l.pos, l.end = run.from, run.to
@@ -195,6 +229,9 @@ func (p *plan) assign(src source) *leg {
 	}
 	if g, ok := busy.gap(0, f.v.NarSize()); ok {
 		l.pos, l.end = g.from, g.to
+		if !src.fromPeer() && p.prefixing {
+			l.pos = f.prefix // it passes by what peers brought there, which may stream then
+		}
 		if !src.seeks() {
 			l.end = f.v.NarSize() // it passes by everything anyway
 		}
@@ -208,10 +245,47 @@ func (p *plan) assign(src source) *leg {
 		l.pos, l.end = 0, f.v.NarSize()
 		return l
 	}
+	return l.halve(victim)
+}
+
+// atWork returns the bytes that src need not bring, since they are here or on their way, and the leg that
+// needs longest, if one needs long, and how long; mu is held.
+func (p *plan) atWork(src source, now time.Time) (busy spans, victim *leg, most time.Duration) {
+	busy = append(busy, p.f.claimed...)
+	most = stealTime
+	for l := range p.f.legs {
+		if l.silent(now) > l.src.patience() {
+			continue // somebody else should try its bytes
+		}
+		if p.prefixing && !l.src.fromPeer() { // peers come towards it
+			busy = busy.add(l.pos, min(l.end, l.pos+2*verify.ChunkSize))
+			continue
+		}
+		busy = busy.add(l.pos, l.end)
+		if left := l.left(now); left > most {
+			victim, most = l, left
+		}
+	}
+	for _, s := range p.suspect[src.name()] {
+		busy = busy.add(s.from, s.to) // somebody else should bring these
+	}
+	return busy, victim, most
+}
+
+// halve takes half of what another leg has left; mu is held.
+func (l *leg) halve(victim *leg) *leg {
 	middle := (victim.pos + victim.end) / 2
 	l.pos, l.end = middle, victim.end
 	victim.end = middle
 	return l
+}
+
+// rate is what the leg brings, in bytes per second, as far as one can tell; mu is held.
+func (l *leg) rate(now time.Time) float64 {
+	if l.got == 0 {
+		return firstRate
+	}
+	return float64(l.got) / max(now.Sub(l.started).Seconds(), 1e-3)
 }
 
 // tooSlowFor tells whether the central cache would have brought the whole NAR long before a peer brings
@@ -229,11 +303,7 @@ func (l *leg) left(now time.Time) time.Duration {
 	if n < stealLeast {
 		return 0
 	}
-	rate := firstRate
-	if l.got > 0 {
-		rate = float64(l.got) / max(now.Sub(l.started).Seconds(), 1e-3)
-	}
-	return time.Duration(float64(n) / rate * float64(time.Second))
+	return time.Duration(float64(n) / l.rate(now) * float64(time.Second))
 }
 
 // dismiss ends legs whose next byte came from elsewhere.
@@ -241,7 +311,8 @@ func (p *plan) dismiss() {
 	p.f.mu.Lock()
 	defer p.f.mu.Unlock()
 	for l := range p.f.legs {
-		if l.src.seeks() && p.f.claimed.has(l.pos) && l.pos < l.end || !l.src.seeks() && !p.useful(l) {
+		skips := !l.src.seeks() || l.double
+		if !skips && p.f.claimed.has(l.pos) && l.pos < l.end || skips && !p.useful(l) {
 			l.dismissed = true
 			l.cancel()
 		}
@@ -310,6 +381,9 @@ func (p *plan) limit() time.Duration {
 // blame; one that merely came second is not.
 func (p *plan) ended(l *leg, err error) {
 	p.rated(l)
+	if took := time.Since(l.started).Seconds(); l.got >= rateLeast && took > 0 {
+		p.ask.rates[l.src.name()] = float64(l.got) / took
+	}
 	if err == nil {
 		return
 	}
@@ -381,93 +455,4 @@ func (p *plan) failure() error {
 		return errNoSource
 	}
 	return fmt.Errorf("%w: %w", errNoSource, p.last)
-}
-
-// blame follows a mismatch. A sole sender is guilty; among several, the right bytes will tell.
-func (p *plan) blame(t failedTry) error {
-	p.tries = append(p.tries, t)
-	clear(p.failures)
-	sole := true
-	for _, part := range t.parts {
-		sole = sole && part.src.name() == t.parts[0].src.name()
-	}
-	if sole && len(t.parts) > 0 {
-		p.excluded[t.parts[0].src.name()] = true
-		t.parts[0].src.convict(t.err)
-	} else {
-		p.lone = true
-	}
-	if len(p.tries) >= maxMismatches {
-		return fmt.Errorf("%w: %w", errNoSource, t.err)
-	}
-	return nil
-}
-
-// acquit compares failed tries with the verified bytes: whoever sent other ones is guilty, the others
-// are not. It also tells whether readers were shown wrong bytes.
-func (p *plan) acquit() error {
-	f := p.f
-	f.mu.Lock()
-	served := f.served
-	f.mu.Unlock()
-	for i, t := range p.tries {
-		for _, part := range t.parts {
-			same, err := sameBytes(t.spool, f.spool, part.from, part.to)
-			if err != nil {
-				return err
-			}
-			if !same && !p.excluded[part.src.name()] {
-				p.excluded[part.src.name()] = true
-				part.src.convict(t.err)
-			}
-		}
-		if i == 0 && served > 0 { // only before the first mismatch was anything shown unverified
-			same, err := sameBytes(t.spool, f.spool, 0, served)
-			if err != nil {
-				return err
-			}
-			f.mu.Lock()
-			f.poisoned = !same
-			f.mu.Unlock()
-		}
-	}
-	for _, part := range f.parts {
-		part.src.good()
-	}
-	return nil
-}
-
-// close hands the evidence over to be dropped with the flight.
-func (p *plan) close() {
-	p.f.mu.Lock()
-	defer p.f.mu.Unlock()
-	for _, t := range p.tries {
-		p.f.trash = append(p.f.trash, t.spool)
-	}
-}
-
-// failedTry is a NAR put together from sources of which one lied.
-type failedTry struct {
-	spool *spool
-	parts []part
-	err   error
-}
-
-// sameBytes compares [from, to) of two spools.
-func sameBytes(a, b *spool, from, to int64) (bool, error) {
-	const step = 64 << 10
-	var x, y [step]byte
-	for off := from; off < to; off += step {
-		n := min(step, to-off)
-		if err := a.readAt(x[:n], off); err != nil {
-			return false, err
-		}
-		if err := b.readAt(y[:n], off); err != nil {
-			return false, err
-		}
-		if !bytes.Equal(x[:n], y[:n]) {
-			return false, nil
-		}
-	}
-	return true, nil
 }

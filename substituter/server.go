@@ -29,6 +29,7 @@ type Config struct {
 	MaxBuffer    int64         // bytes of memory for NARs on their way; the rest is in files; default 32 MiB
 	CacheSize    int64         // bytes on disk, for NARs on their way or kept for latecomers and for narinfos; default 1 GiB
 	Linger       time.Duration // how long a landed NAR stays after its last reader; default 1 minute
+	FirstByte    time.Duration // when Nix is to have the first byte of a slow NAR at the latest; default 2 minutes
 	Site         Site          // neighbours to share downloads with; nil for none
 	Internet     Internet      // agents beyond the site; nil for none
 	Offload      bool          // ask those before the central cache, and not only where they are quicker
@@ -84,7 +85,7 @@ func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Up
 	if s.flights.chains, err = newChains(chainDir, cfg.Log); err != nil {
 		return nil, err
 	}
-	s.flights.site, s.flights.linger = cfg.Site, cfg.Linger
+	s.flights.site, s.flights.linger, s.flights.firstByte = cfg.Site, cfg.Linger, cfg.FirstByte
 	s.flights.internet, s.flights.offload = cfg.Internet, cfg.Offload
 	s.flights.dir, s.flights.finder, s.flights.stats = spools, s.finder, &s.Stats
 	s.flights.log, s.flights.now, s.flights.keep = cfg.Log, cfg.Now, cfg.CacheSize
@@ -114,6 +115,9 @@ func (c *Config) defaults() {
 	}
 	if c.CacheSize == 0 {
 		c.CacheSize = 1 << 30
+	}
+	if c.FirstByte == 0 {
+		c.FirstByte = 2 * time.Minute // Nix gives up after 5
 	}
 	if c.Linger == 0 {
 		c.Linger = time.Minute

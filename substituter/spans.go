@@ -45,6 +45,34 @@ func (s spans) gap(from, to int64) (span, bool) {
 	return span{from, to}, from < to
 }
 
+// lastGap returns the last run of missing bytes within [from, to).
+func (s spans) lastGap(from, to int64) (span, bool) {
+	for i := len(s) - 1; i >= 0 && to > from; i-- {
+		h := s[i]
+		if h.from >= to {
+			continue
+		}
+		if h.to < to {
+			return span{max(from, h.to), to}, true
+		}
+		to = h.from
+	}
+	return span{from, to}, from < to
+}
+
+// cut returns the set without [from, to).
+func (s spans) cut(from, to int64) (out spans) {
+	for _, h := range s {
+		if l := (span{h.from, min(h.to, from)}); l.from < l.to {
+			out = append(out, l)
+		}
+		if r := (span{max(h.from, to), h.to}); r.from < r.to {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
 // has tells whether byte at is in the set.
 func (s spans) has(at int64) bool {
 	g, ok := s.gap(at, at+1)
