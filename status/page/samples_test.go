@@ -84,4 +84,5 @@ func fillHistory(p *Page) {
 		})
 		p.history.add(t)
 	}
+	p.history.last = totalsOf(fullReport().Bytes) // what is sampled next is no leap
 }
