@@ -92,10 +92,11 @@ type Peers struct {
 type Internet struct {
 	Enable          bool
 	Prefer          string   // "speed" or "offload"
-	Bootstrap       []string // multiaddrs with /p2p; empty: the public network's own
+	Bootstrap       []string // multiaddrs with /p2p of agents to begin with
 	PublicAddresses []string // multiaddrs to announce; empty: found out
 	Relay           bool     // be reachable through relays
 	ServeRelay      bool     // be a relay for others
+	Upload          Rate     // to agents beyond the site, all together
 	MinNarSize      Size     // smaller NARs are neither announced nor looked up
 }
 

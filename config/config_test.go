@@ -57,7 +57,7 @@ func TestNothingConfiguredGivesTheContractsDefaults(t *testing.T) {
 		Store:       Store{Dir: "/nix/store", Database: "/nix/var/nix/db/db.sqlite"},
 		Upstreams:   []Upstream{{URL: DefaultUpstreamURL, Keys: []string{DefaultUpstreamKey}, Public: true}},
 		Peers:       Peers{Listen: []string{":6491"}, MDNS: true},
-		Internet:    Internet{Prefer: "speed", Relay: true, MinNarSize: 256 << 10},
+		Internet:    Internet{Prefer: "speed", Relay: true, Upload: 2_500_000, MinNarSize: 256 << 10},
 		Limits:      Limits{Connections: 256, CacheSize: 4 << 30, KeepForOthers: time.Minute, Metered: MeteredAuto},
 		Log:         Log{Level: slog.LevelInfo, Format: "text"},
 	}
@@ -110,6 +110,7 @@ bootstrap = ["/dnsaddr/bootstrap.libp2p.io/p2p/QmX"]
 public_addresses = ["/ip4/192.0.2.1/tcp/6491"]
 relay = false
 serve_relay = true
+upload = "1MB/s"
 min_nar_size = 4096
 [limits]
 upload = "50Mbit/s"
@@ -135,7 +136,7 @@ format = "json"
 			Static:     []string{"m2:6491", "10.0.0.1:6491", "[::1]:6491", "m3:7000", "/dns4/m4/tcp/6491/p2p/12D3"},
 			SecretFile: "/run/secrets/group"},
 		Internet: Internet{Enable: true, Prefer: "offload", Bootstrap: []string{"/dnsaddr/bootstrap.libp2p.io/p2p/QmX"},
-			PublicAddresses: []string{"/ip4/192.0.2.1/tcp/6491"}, ServeRelay: true, MinNarSize: 4096},
+			PublicAddresses: []string{"/ip4/192.0.2.1/tcp/6491"}, ServeRelay: true, Upload: 1e6, MinNarSize: 4096},
 		Limits: Limits{Upload: 6250000, Download: 6000000, Connections: 5, CacheSize: 3 << 29, KeepForOthers: 48 * time.Hour, Metered: MeteredYes},
 		Log:    Log{Level: slog.LevelDebug, Format: "json"},
 	}

@@ -160,7 +160,7 @@ func internetKeys() []*key {
 		field: func(c *Config, _ *Upstream) any { return &c.Internet.Prefer },
 	}, {
 		name: "internet.bootstrap", def: `[]`, clean: multiaddrWithID,
-		doc:   "Multiaddrs, with /p2p/…, through which the hash table is entered. Empty: the public ones.",
+		doc:   "Multiaddrs, with /p2p/…, through which the hash table is entered. Empty: only agents met before, or those that find this one.",
 		field: func(c *Config, _ *Upstream) any { return &c.Internet.Bootstrap },
 	}, {
 		name: "internet.public_addresses", def: `[]`, clean: multiaddr,
@@ -168,12 +168,16 @@ func internetKeys() []*key {
 		field: func(c *Config, _ *Upstream) any { return &c.Internet.PublicAddresses },
 	}, {
 		name: "internet.relay", def: `true`,
-		doc:   "Where no direct connection comes in, meet peers through relays and punch a hole; NARs never go over a relay.",
+		doc:   "Where no direct connection comes in, meet peers through relays and punch a hole; where that fails NARs take the relay, 64 MiB a connection.",
 		field: func(c *Config, _ *Upstream) any { return &c.Internet.Relay },
 	}, {
 		name: "internet.serve_relay", def: `false`,
 		doc:   "Be such a relay for others, if reachable.",
 		field: func(c *Config, _ *Upstream) any { return &c.Internet.ServeRelay },
+	}, {
+		name: "internet.upload", def: `"20Mbit/s"`,
+		doc:   "What may be sent to agents beyond the site, all together; \"0\" means that only limits.upload counts.",
+		field: func(c *Config, _ *Upstream) any { return &c.Internet.Upload },
 	}, {
 		name: "internet.min_nar_size", def: `"256KiB"`,
 		doc:   "Smaller NARs are neither announced nor looked up: finding them would cost more than they do.",

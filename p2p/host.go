@@ -116,8 +116,11 @@ func New(cfg Config, id *Identity, catalog Catalog) (*Host, error) {
 		h.now = time.Now
 	}
 	h.remotes.public = isPublicIP
-	if cfg.Internet != nil && cfg.Internet.Public != nil {
-		h.remotes.public = cfg.Internet.Public
+	if in := cfg.Internet; in != nil {
+		h.remotes.upload = throttle.New(in.Upload)
+		if in.Public != nil {
+			h.remotes.public = in.Public
+		}
 	}
 	h.dialBacks.byPeer = map[peer.ID]*rate.Limiter{}
 	h.peers = peerTable{host: h, byID: map[peer.ID]*Peer{}}

@@ -19,6 +19,7 @@ import (
 	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/flurry-nix/flurry/discovery"
+	"github.com/flurry-nix/flurry/internal/throttle"
 )
 
 // Internet makes a Host reachable from, and able to reach, agents beyond its site. Such a peer is a
@@ -29,6 +30,7 @@ type Internet struct {
 	PublicAddresses []string // multiaddrs to announce beside those found out
 	Relay           bool     // be reachable through relays where nothing else works
 	ServeRelay      bool     // be a relay for others; needs a public address
+	Upload          int64    // bytes per second to all remotes together; 0 means unlimited
 	// Public tells which addresses are the internet's; nil means libp2p's rule, which leaves out private,
 	// link-local, loopback and documentation ranges.
 	Public func(netip.Addr) bool
@@ -49,6 +51,7 @@ const (
 
 // remotes is what a Host needs beyond its site.
 type remotes struct {
+	upload   *throttle.Throttle
 	public   func(netip.Addr) bool
 	source   atomic.Pointer[RelaySource]
 	reach    atomic.Int32 // network.Reachability
@@ -250,6 +253,16 @@ func (h *Host) awaitDirect(ctx context.Context, id peer.ID) {
 		case <-tick.C:
 		}
 	}
+}
+
+// beyond tells whether the peer is one of the internet.
+func (p *Peer) beyond() bool {
+	if p.far.Load() {
+		return true
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.remote
 }
 
 // Relayed tells whether the peer is reached through a relay only.

@@ -165,7 +165,11 @@ func (h *Host) handleNAR(w http.ResponseWriter, r *http.Request, p *Peer, name s
 		return
 	}
 	defer content.Close()
-	counted := binarycache.Counted(throttledContent{content, h.upload}, func(n int64) int64 {
+	var limited binarycache.Content = throttledContent{content, h.upload}
+	if p.beyond() {
+		limited = throttledContent{limited, h.remotes.upload}
+	}
+	counted := binarycache.Counted(limited, func(n int64) int64 {
 		h.sent.Add(n) // its own sum: a peer's record may be dropped from the table
 		return p.out.Add(n)
 	})
@@ -217,11 +221,15 @@ func think(w http.ResponseWriter, r *http.Request) (_ http.ResponseWriter, answe
 
 // sendPatience is how long a piece of 8 MiB may take. Our own limit is not the reader's fault.
 func (h *Host) sendPatience() time.Duration {
-	if h.cfg.Upload <= 0 {
+	limit := h.cfg.Upload
+	if in := h.cfg.Internet; in != nil && in.Upload > 0 && (limit <= 0 || in.Upload < limit) {
+		limit = in.Upload
+	}
+	if limit <= 0 {
 		return sendPatience
 	}
 	const piece = 8 << 20
-	shared := time.Duration(h.slots.now.Load()) * time.Duration(float64(piece)/float64(h.cfg.Upload)*float64(time.Second))
+	shared := time.Duration(h.slots.now.Load()) * time.Duration(float64(piece)/float64(limit)*float64(time.Second))
 	return sendPatience + 2*shared
 }
 

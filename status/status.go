@@ -114,6 +114,16 @@ type Internet struct {
 	Enabled      bool  `json:"enabled"`
 	Reachable    bool  `json:"reachable"`
 	ProvidedKeys int64 `json:"provided_keys"`
+
+	Prefer     string `json:"prefer,omitempty"`
+	Quiet      bool   `json:"quiet"` // left alone now: paused, metered or on battery
+	Server     bool   `json:"server"`
+	Relay      bool   `json:"relay"` // serves as a relay
+	Agents     int    `json:"agents"`
+	Lookups    int64  `json:"lookups"`
+	Found      int64  `json:"lookups_found"`
+	BytesFrom  int64  `json:"bytes_from"` // the part of bytes.from_peers that came from beyond the site
+	UploadRate int64  `json:"upload_limit"`
 }
 
 // Upstream is one central cache.

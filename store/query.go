@@ -20,6 +20,7 @@ const (
 	infoSQL  = `select ` + infoColumns + ` from ValidPaths v where v.path >= ?1 and v.path < ?2 order by v.path limit 1`
 	rangeSQL = `select ` + infoColumns + ` from ValidPaths v where v.id between ?1 and ?2`
 	pathsSQL = `select id, path from ValidPaths where id > ?1 order by id limit ?2`
+	largeSQL = `select path from ValidPaths where narSize >= ?1`
 	countSQL = `select count(*) from ValidPaths`
 	probeSQL = `select ` + infoColumns + ` from ValidPaths v limit 1`
 )

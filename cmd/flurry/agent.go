@@ -19,6 +19,7 @@ import (
 
 	"github.com/flurry-nix/flurry/config"
 	"github.com/flurry-nix/flurry/discovery"
+	"github.com/flurry-nix/flurry/discovery/dht"
 	"github.com/flurry-nix/flurry/discovery/mdns"
 	"github.com/flurry-nix/flurry/discovery/static"
 	"github.com/flurry-nix/flurry/internal/metered"
@@ -55,6 +56,7 @@ type agent struct {
 	upstreams []*upstream.Client
 	catalog   *catalog
 	host      *p2p.Host // nil without peers
+	dht       *dht.DHT  // nil while the internet is off
 	finders   []discovery.Finder
 	nix       *substituter.Server
 	page      *page.Page
@@ -105,10 +107,15 @@ func newAgent(cfg *config.Config, log *slog.Logger) (*agent, error) {
 	if a.host != nil {
 		near = site{a.host}
 	}
+	var far substituter.Internet
+	if a.dht != nil {
+		far = beyond{a.host, a.dht, int64(cfg.Internet.MinNarSize)}
+	}
 	a.nix, err = substituter.New(substituter.Config{
 		StateDir: cfg.State.Dir, StoreDir: cfg.Store.Dir, Priority: cfg.Substituter.Priority,
 		AllowedHosts: cfg.Substituter.AllowedHosts, MaxBuffer: int64(cfg.Substituter.MaxBuffer),
-		CacheSize: int64(cfg.Limits.CacheSize), Linger: cfg.Limits.KeepForOthers, Site: near, Log: log.With("part", "substituter"),
+		CacheSize: int64(cfg.Limits.CacheSize), Linger: cfg.Limits.KeepForOthers, Site: near,
+		Internet: far, Offload: cfg.Internet.Prefer == "offload", Log: log.With("part", "substituter"),
 	}, a.keys, localStore{a.store}, neighbours{a.host}, caches)
 	if err != nil {
 		return nil, err
@@ -154,14 +161,11 @@ func (a *agent) newPeers() error {
 			a.problem(err) // without it the group's paths stay here; public ones are shared all the same
 		}
 	}
-	limits, networks := a.cfg.Limits, cfg.Networks
-	if a.cfg.Internet.Enable {
-		networks = nil
-	}
+	limits := a.cfg.Limits
 	a.host, err = p2p.New(p2p.Config{
 		Listen: cfg.Listen, StoreDir: a.cfg.Store.Dir, UserAgent: "flurry/" + version,
-		MaxConnections: limits.Connections, Networks: networks, Secret: secret,
-		Upload: int64(limits.Upload), Download: a.download,
+		MaxConnections: limits.Connections, Networks: cfg.Networks, Secret: secret,
+		Upload: int64(limits.Upload), Download: a.download, Internet: internetOf(a.cfg.Internet),
 		StandingFile: filepath.Join(a.cfg.State.Dir, "standing"), Log: log,
 	}, id, a.catalog)
 	if err != nil {
@@ -186,7 +190,7 @@ func (a *agent) newPeers() error {
 		a.finders = append(a.finders, f)
 		a.host.OnUnreached(f.Refresh)
 	}
-	return nil
+	return a.newInternet()
 }
 
 // run serves Nix on listeners until ctx ends.
@@ -324,6 +328,7 @@ func (a *agent) report() status.Report {
 		r.Sharing = "off"
 		return r
 	}
+	r.Internet = a.internetReport()
 	r.Sharing = a.sharing()
 	r.PeerID = a.host.ID()
 	r.Bytes.ToPeers = a.host.BytesOut()

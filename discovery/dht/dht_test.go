@@ -33,17 +33,34 @@ func everywhere(netip.Addr) bool { return true }
 // things is a catalog that can change.
 type things struct {
 	mu   sync.Mutex
-	keys []Key
-	tell func(added, removed []Key)
+	has  []verify.StoreHash
+	tell func(added, removed []verify.StoreHash)
 }
 
-func (c *things) Provided(context.Context) ([]Key, error) {
+func (c *things) Provided(context.Context) ([]verify.StoreHash, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	return slices.Clone(c.keys), nil
+	return slices.Clone(c.has), nil
 }
 
-func (c *things) WatchProvided(fn func(added, removed []Key)) func() {
+func (c *things) Provides(_ context.Context, h verify.StoreHash) bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return slices.Contains(c.has, h)
+}
+
+// add makes c provide one more path; small ones only pass by.
+func (c *things) add(h verify.StoreHash, small bool) {
+	c.mu.Lock()
+	if !small {
+		c.has = append(c.has, h)
+	}
+	tell := c.tell
+	c.mu.Unlock()
+	tell([]verify.StoreHash{h}, nil)
+}
+
+func (c *things) WatchProvided(fn func(added, removed []verify.StoreHash)) func() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.tell = fn
@@ -136,7 +153,7 @@ func TestARecordLeadsToWhoHasThePath(t *testing.T) {
 	t.Parallel()
 	first := start(t, Config{})
 	v, later := signed(t, 1, true), signed(t, 2, true)
-	has := &things{keys: []Key{KeyOf(v.Path().Hash())}}
+	has := &things{has: []verify.StoreHash{v.Path().Hash()}}
 	seeder := start(t, Config{Bootstrap: []string{first.addr}, Catalog: has})
 	var others []*node
 	for range 4 {
@@ -152,7 +169,8 @@ func TestARecordLeadsToWhoHasThePath(t *testing.T) {
 	if got := asker.Find(t.Context(), later); got != nil {
 		t.Errorf("nobody has it: %v", got)
 	}
-	has.tell([]Key{KeyOf(later.Path().Hash())}, nil)
+	has.add(verify.StoreHash{77}, true)
+	has.add(later.Path().Hash(), false)
 	eventually(t, "a new path is found", func() bool {
 		asker.answers.Purge()
 		return len(asker.Find(t.Context(), later)) == 1

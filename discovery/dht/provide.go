@@ -12,14 +12,19 @@ import (
 	ma "github.com/multiformats/go-multiaddr"
 	mh "github.com/multiformats/go-multihash"
 	"golang.org/x/time/rate"
+
+	"github.com/flurry-nix/flurry/verify"
 )
 
-// Catalog is what this machine can give to anybody.
+// Catalog is what this machine can give to anybody. Safe for concurrent use.
 type Catalog interface {
-	// Provided returns the keys of all paths that are to be provided.
-	Provided(ctx context.Context) ([]Key, error)
-	// WatchProvided calls fn with every change until cancel is called; fn must not block for long.
-	WatchProvided(fn func(added, removed []Key)) (cancel func())
+	// Provided returns all paths that are to be provided.
+	Provided(ctx context.Context) ([]verify.StoreHash, error)
+	// Provides tells whether a path is one of them now.
+	Provides(ctx context.Context, h verify.StoreHash) bool
+	// WatchProvided calls fn, which does not block, with every change of what may be among them, until
+	// cancel is called.
+	WatchProvided(fn func(added, removed []verify.StoreHash)) (cancel func())
 }
 
 // ProvideConfig says how records are kept alive. The zero value means the defaults.
@@ -45,11 +50,11 @@ func (c *ProvideConfig) fill() {
 // look-ups.
 const provideStep = 128
 
-// changes are keys that came and went and are not announced yet.
-type changes struct {
-	added   []Key
-	removed []Key
-}
+// manyChanges are looked at by reading everything again.
+const manyChanges = 256
+
+// changes are paths that came and went and are not announced yet.
+type changes struct{ added, removed []verify.StoreHash }
 
 // provide keeps records of the catalog's keys alive until ctx ends.
 func (d *DHT) provide(ctx context.Context, node *kad.IpfsDHT) {
@@ -58,14 +63,17 @@ func (d *DHT) provide(ctx context.Context, node *kad.IpfsDHT) {
 	}
 	queue := make(chan changes, 64)
 	lost := make(chan struct{}, 1)
-	unwatch := d.cfg.Catalog.WatchProvided(func(added, removed []Key) {
-		select {
-		case queue <- changes{added, removed}:
-		default:
-			select { // too much at once: look at everything again
-			case lost <- struct{}{}:
+	unwatch := d.cfg.Catalog.WatchProvided(func(added, removed []verify.StoreHash) {
+		if len(added)+len(removed) <= manyChanges {
+			select {
+			case queue <- changes{added, removed}:
+				return
 			default:
 			}
+		}
+		select {
+		case lost <- struct{}{}:
+		default:
 		}
 	})
 	defer unwatch()
@@ -88,8 +96,8 @@ func (d *DHT) provide(ctx context.Context, node *kad.IpfsDHT) {
 		case <-ctx.Done():
 			return
 		case c := <-queue:
-			d.announce(ctx, sweep, pace, c.added)
-			sweep.StopProviding(multihashes(c.removed)...)
+			d.announce(ctx, sweep, pace, d.ofThese(ctx, c.added))
+			sweep.StopProviding(multihashes(keysOf(c.removed))...)
 			d.count()
 		case <-lost:
 			d.provideAll(ctx, sweep, pace)
@@ -115,11 +123,13 @@ func (d *DHT) newProvider(node *kad.IpfsDHT) (*provider.SweepingProvider, error)
 
 // provideAll announces everything; what an earlier run announced within the interval is only scheduled.
 func (d *DHT) provideAll(ctx context.Context, sweep *provider.SweepingProvider, pace *rate.Limiter) {
-	keys, err := d.cfg.Catalog.Provided(ctx)
+	paths, err := d.cfg.Catalog.Provided(ctx)
 	if err != nil {
 		d.log.Warn("what to announce to the internet could not be read", "err", err)
 		return
 	}
+	keys := keysOf(paths)
+	d.forgetOthers(sweep, keys)
 	if d.announcedLately() {
 		d.keys.Put(ctx, multihashes(keys)...)
 		d.count()
@@ -132,6 +142,44 @@ func (d *DHT) provideAll(ctx context.Context, sweep *provider.SweepingProvider, 
 	if ctx.Err() == nil {
 		d.stamp()
 	}
+}
+
+// forgetOthers stops what is not to be provided any more.
+func (d *DHT) forgetOthers(sweep *provider.SweepingProvider, keep []Key) {
+	wanted := make(map[Key]bool, len(keep))
+	for _, k := range keep {
+		wanted[k] = true
+	}
+	d.keys.mu.Lock()
+	var gone []Key
+	for _, e := range d.keys.list {
+		if !wanted[e.key] {
+			gone = append(gone, e.key)
+		}
+	}
+	d.keys.mu.Unlock()
+	if len(gone) > 0 {
+		sweep.StopProviding(multihashes(gone)...)
+	}
+}
+
+// ofThese returns the keys of those paths that are to be provided.
+func (d *DHT) ofThese(ctx context.Context, paths []verify.StoreHash) []Key {
+	var out []Key
+	for _, h := range paths {
+		if d.cfg.Catalog.Provides(ctx, h) {
+			out = append(out, KeyOf(h))
+		}
+	}
+	return out
+}
+
+func keysOf(paths []verify.StoreHash) []Key {
+	out := make([]Key, len(paths))
+	for i, h := range paths {
+		out[i] = KeyOf(h)
+	}
+	return out
 }
 
 // announce provides keys, in the order of their places and no faster than pace.

@@ -212,7 +212,7 @@ func fullReport() status.Report {
 		Wire:    status.Wire{FromPeers: 3_000_000_000, FromUpstream: 250_000_000, ToPeers: 5_400_000},
 		NarInfo: status.NarInfo{Hits: 912, Misses: 1, UpstreamRequests: 45},
 		NAR:     status.NAR{Served: 1300, SwitchedSource: 2, Rejected: 1}, InFlight: 3,
-		Internet: status.Internet{Enabled: true, Reachable: true, ProvidedKeys: 4000},
+		Internet: status.Internet{Enabled: true, Reachable: true, ProvidedKeys: 4000, Agents: 12},
 		Upstreams: []status.Upstream{
 			{URL: "https://cache.nixos.org", Reachable: true, RTTMillis: 23.4},
 			{URL: "http://cache.corp", LastError: "connection refused"},

@@ -207,13 +207,21 @@ func upstreamCell(u status.Upstream, p palette) cell {
 }
 
 func internet(i status.Internet) string {
-	switch {
-	case !i.Enabled:
+	if !i.Enabled {
 		return "off"
-	case i.Reachable:
-		return "reachable, " + count(int(i.ProvidedKeys), "path") + " announced"
 	}
-	return "not reachable from outside, " + count(int(i.ProvidedKeys), "path") + " announced"
+	text := "not reachable from outside"
+	if i.Reachable {
+		text = "reachable"
+	}
+	if i.Quiet {
+		text = "left alone (paused, metered or on battery)"
+	}
+	text += ", " + count(i.Agents, "agent") + ", " + count(int(i.ProvidedKeys), "path") + " announced"
+	if i.Relay {
+		text += ", serving as a relay"
+	}
+	return text
 }
 
 func orNone(s string) string {
