@@ -101,8 +101,8 @@ func (d *dialer) found(f discovery.Found) {
 	}
 	d.hints[key] = n
 	d.kick()
-	if d.h.cfg.Internet != nil && id != "" && d.h.isConnected(id) {
-		d.h.tasks.run(func() { d.h.settle(id) }) // a remote may have become a neighbour
+	if p := d.h.peers.lookup(id); p != nil && p.beyond() {
+		d.h.tasks.run(func() { d.h.approach(p) })
 	}
 }
 

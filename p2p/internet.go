@@ -14,6 +14,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/p2p/host/autorelay"
+	"github.com/libp2p/go-libp2p/p2p/host/observedaddrs"
 	"github.com/libp2p/go-libp2p/p2p/protocol/circuitv2/relay"
 	ma "github.com/multiformats/go-multiaddr"
 	manet "github.com/multiformats/go-multiaddr/net"
@@ -46,6 +47,7 @@ const (
 	relayBuffer     = 16 << 10
 	relayCandidates = 4
 	relayAskEvery   = 30 * time.Second
+	observers       = 2               // machines that must see us under an address before it is announced; see docs/decisions
 	punchPatience   = 4 * time.Second // for a relayed connection to become a direct one
 )
 
@@ -55,8 +57,8 @@ type remotes struct {
 	public   func(netip.Addr) bool
 	source   atomic.Pointer[RelaySource]
 	reach    atomic.Int32 // network.Reachability
-	courting atomic.Int32
-	asking   sync.Map // peer.ID of whoIs's made-up peers
+	courting atomic.Int32 // see befriend
+	asking   sync.Map     // peer.ID of whoIs's made-up peers
 }
 
 // RelaySource names some peers that may serve as relays, as [autorelay.PeerSource].
@@ -78,6 +80,7 @@ func (h *Host) internetOptions() ([]libp2p.Option, error) {
 	if in == nil {
 		return []libp2p.Option{libp2p.DisableRelay()}, nil
 	}
+	observedaddrs.ActivationThresh = observers // a variable of the library's, with 4: a small network has no four public machines
 	var announce []ma.Multiaddr
 	for _, s := range in.PublicAddresses {
 		a, err := ma.NewMultiaddr(s)
@@ -113,7 +116,7 @@ func (h *Host) announced(also []ma.Multiaddr) func([]ma.Multiaddr) []ma.Multiadd
 	return func(list []ma.Multiaddr) []ma.Multiaddr {
 		out := append([]ma.Multiaddr(nil), also...)
 		for _, a := range list {
-			if ip, ok := ipOf(a); !ok || h.remotes.public(ip) {
+			if ip, ok := ipOf(a); ok && h.remotes.public(ip) {
 				out = append(out, a)
 			}
 		}
@@ -174,7 +177,7 @@ func (h *Host) neighbour(p *Peer) bool {
 	return false
 }
 
-// befriend makes a remote that tells us what it has a neighbour, while there are not too many of them.
+// befriend makes a remote one that is told what we have, and tells us, while there are not too many of them.
 func (h *Host) befriend(p *Peer) bool {
 	if h.neighbour(p) {
 		return true
@@ -189,6 +192,17 @@ func (h *Host) befriend(p *Peer) bool {
 	}
 	h.settle(p.id)
 	return true
+}
+
+// approach settles a connected peer anew if it has come nearer: a remote that is a neighbour now, or an agent of
+// the internet that is found to be in this site.
+func (h *Host) approach(p *Peer) {
+	p.mu.Lock()
+	remote := p.remote
+	p.mu.Unlock()
+	if remote && h.neighbour(p) || p.far.Load() && h.dialer.knowsNear(p.id) {
+		h.settle(p.id)
+	}
 }
 
 // unfriend ends what befriend began; the peer left.
@@ -231,6 +245,9 @@ func (h *Host) Reach(ctx context.Context, f discovery.Found) (*Peer, error) {
 	p := h.peers.get(id)
 	if p == nil {
 		return nil, fmt.Errorf("peer %s: too many peers are known", f.PeerID)
+	}
+	if !p.Relayed() {
+		h.befriend(p) // who has one path of a closure has others: those need no look-up then
 	}
 	return p, nil
 }

@@ -266,13 +266,22 @@ type status struct {
 		Switched int64 `json:"switched_source"`
 		Rejected int64 `json:"rejected"`
 	} `json:"nar"`
+	Internet internetStatus `json:"internet"`
+}
+
+type internetStatus struct {
+	Reachable    bool  `json:"reachable"`
+	ProvidedKeys int   `json:"provided_keys"`
+	Agents       int   `json:"agents"`
+	BytesFrom    int64 `json:"bytes_from"`
 }
 
 type peerStatus struct {
-	ID    string `json:"id"`
-	Via   string `json:"via"`
-	Paths int    `json:"paths"`
-	State string `json:"state"`
+	ID    string   `json:"id"`
+	Via   string   `json:"via"`
+	Paths int      `json:"paths"`
+	State string   `json:"state"`
+	Addrs []string `json:"addrs"`
 }
 
 func (a *agent) status() status {

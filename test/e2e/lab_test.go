@@ -27,7 +27,8 @@ const patience = 30 * time.Second
 type labConfig struct {
 	machines     int
 	upstreamRate string
-	linkRate     string // each machine's own link, both ways
+	linkRate     string   // each machine's own link, both ways
+	more         []string // options of lab-up
 }
 
 // lab is some machines and an nginx that stands for the central cache, at upstreamURL.
@@ -69,6 +70,7 @@ func newLab(t testing.TB, cfg labConfig) *lab {
 	if cfg.linkRate != "" {
 		args = append(args, "-l", cfg.linkRate)
 	}
+	args = append(args, cfg.more...)
 	l.upArgs(append(args, strconv.Itoa(cfg.machines))...)
 	l.machine = make([]*machine, cfg.machines+1)
 	for i := 1; i <= cfg.machines; i++ {

@@ -1,0 +1,83 @@
+//go:build linux
+
+package e2e
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+// publicAddress picks the address of an agent that others may begin with.
+func (a *agent) publicAddress() string {
+	a.m.lab.t.Helper()
+	for _, line := range strings.Fields(a.cli("id").out) {
+		if strings.HasPrefix(line, "/ip4/"+a.m.ip+"/tcp/") {
+			return line
+		}
+	}
+	a.m.lab.t.Fatalf("no address of m%d is public", a.m.n)
+	return ""
+}
+
+// Four LANs and a relay, each behind another address of the internet; LANs 2 and 3 are behind a NAT. What only
+// LAN 1 has reaches LAN 2 without the central cache; then one NATed machine serves the other; then the agent
+// that all began with dies, the seeder starts anew, and nothing is different.
+func TestPathsTravelBetweenLANsAcrossTheInternet(t *testing.T) {
+	t.Parallel()
+	l := newLab(t, labConfig{machines: 5, more: []string{"-k", "5", "-p", "-N", "2 3"}})
+	root := l.w.corpus.roots["openssh-client"]
+	want := l.w.corpus.closure(root)
+	seeder, second, third, relay, other := l.machine[1], l.machine[2], l.machine[3], l.machine[4], l.machine[5]
+	seeder.preload(root)
+	relay.startAgent(agentConfig{toml: "[internet]\nenable = true\nserve_relay = true\n"})
+	begin := fmt.Sprintf("[internet]\nenable = true\nupload = \"0\"\nmin_nar_size = 1\nbootstrap = [%q]\n", relay.agent.publicAddress())
+	for _, m := range []*machine{seeder, second, third, other} {
+		m.startAgent(agentConfig{toml: begin})
+	}
+	internet := func(m *machine) internetStatus { return m.agent.status().Internet }
+	began := time.Now()
+	eventually(t, "reachability is known and paths are announced", func() bool {
+		return internet(seeder).Reachable && !internet(second).Reachable && internet(seeder).ProvidedKeys == len(want) &&
+			internet(second).Agents >= 2 && internet(third).Agents >= 2
+	})
+	logTook(t, "the internet is ready after", time.Since(began))
+	for _, m := range []*machine{second, third, other} { // signed narinfos come first: nobody looks up what it cannot name
+		succeeded(t, m.do("nix", "path-info", "-r", "--store", agentURL, root))
+	}
+	l.killUpstream()
+
+	began = time.Now()
+	succeeded(t, second.realise(root))
+	logTook(t, "from LAN 1 to the NATed LAN 2 without upstream", time.Since(began))
+	second.hasExactly(want)
+	if s := second.agent.status(); s.Bytes.FromUpstream != 0 || s.Internet.BytesFrom == 0 {
+		t.Errorf("%+v", s)
+	}
+
+	eventually(t, "the NATed machine's paths are announced", func() bool { return internet(second).ProvidedKeys == len(want) })
+	seeder.agent.stop()
+	began = time.Now()
+	succeeded(t, third.realise(root))
+	logTook(t, "from the NATed LAN 2 to the NATed LAN 3", time.Since(began))
+	third.hasExactly(want)
+	id, how := second.agent.status().PeerID, ""
+	for _, p := range third.agent.status().Peers {
+		if p.ID == id {
+			how = strings.Join(p.Addrs, " ")
+		}
+	}
+	t.Logf("over %s", how)
+	if how == "" {
+		t.Error("it did not come from there")
+	}
+
+	relay.agent.kill()
+	seeder.agent.start()
+	eventually(t, "the seeder is back among others", func() bool { return internet(seeder).Agents > 0 && internet(seeder).Reachable })
+	began = time.Now()
+	succeeded(t, other.realise(root))
+	logTook(t, "without the agent that all began with", time.Since(began))
+	other.hasExactly(want)
+}
