@@ -4,6 +4,8 @@ import (
 	"runtime"
 
 	"github.com/prometheus/client_golang/prometheus"
+
+	"github.com/flurry-nix/flurry/status/savings"
 )
 
 // metric is one figure of a report. Names follow the conventions: prefix, base unit, _total for counters.
@@ -61,7 +63,20 @@ func metrics() []metric {
 	out = append(out, family("peers", "Known peers, by state.", "state", gauge, map[string]get{
 		"connected": countPeers("connected"), "suspect": countPeers("suspect"), "banned": countPeers("banned"), "away": countPeers("away"),
 	})...)
+	out = append(out, family("upstreams", "Configured central caches, by whether they answer.", "state", gauge, map[string]get{
+		"reachable":   countUpstreams(true),
+		"unreachable": countUpstreams(false),
+	})...)
 	return append(out,
+		single("saved_bytes_total", "Uncompressed NAR bytes from peers instead of upstreams, since installation.", counter, func(r *Report) float64 { return float64(r.saved().FromPeers) }),
+		single("gained_seconds", "Seconds gained by peers since installation; negative: lost.", gauge, func(r *Report) float64 { return r.saved().SecondsGained }),
+		single("problems", "Parts that do not work.", gauge, func(r *Report) float64 { return float64(len(r.Problems)) }),
+		single("sharing", "1 while this machine serves peers, else 0.", gauge, func(r *Report) float64 {
+			if r.Sharing == "on" {
+				return 1
+			}
+			return 0
+		}),
 		single("upstream_narinfo_requests_total", "Narinfo questions sent to upstreams.", counter, func(r *Report) float64 { return float64(r.NarInfo.UpstreamRequests) }),
 		single("nar_source_switches_total", "Changes of source in the middle of a NAR.", counter, func(r *Report) float64 { return float64(r.NAR.SwitchedSource) }),
 		single("nar_rejections_total", "NARs whose bytes did not match their signature.", counter, func(r *Report) float64 { return float64(r.NAR.Rejected) }),
@@ -71,6 +86,26 @@ func metrics() []metric {
 		single("store_shareable_paths", "Paths that may leave this machine.", gauge, func(r *Report) float64 { return float64(r.Store.ShareablePaths) }),
 		single("uptime_seconds", "Time since the agent started.", gauge, func(r *Report) float64 { return r.UptimeSeconds }),
 	)
+}
+
+// saved is what sharing saved since installation.
+func (r *Report) saved() savings.Totals {
+	if r.Savings == nil {
+		return savings.Totals{}
+	}
+	return r.Savings.SinceInstallation
+}
+
+func countUpstreams(reachable bool) func(r *Report) float64 {
+	return func(r *Report) float64 {
+		n := 0
+		for _, u := range r.Upstreams {
+			if u.Reachable == reachable {
+				n++
+			}
+		}
+		return float64(n)
+	}
 }
 
 func countPeers(state string) func(r *Report) float64 {

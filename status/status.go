@@ -12,6 +12,7 @@ import (
 
 	"github.com/flurry-nix/flurry/status/savings"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 )
 
@@ -154,7 +155,7 @@ func (r Report) Aggregates() Report {
 // request and must be quick.
 func Handler(report func() Report) http.Handler {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(collector{report})
+	registry.MustRegister(collector{report}, collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	mux := http.NewServeMux()
 	mux.Handle("GET /metrics", promhttp.HandlerFor(registry, promhttp.HandlerOpts{}))
 	mux.HandleFunc("GET /status.json", func(w http.ResponseWriter, _ *http.Request) {

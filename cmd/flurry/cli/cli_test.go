@@ -18,7 +18,9 @@ import (
 	"github.com/rogpeppe/go-internal/testscript"
 
 	"github.com/flurry-nix/flurry/cmd/flurry/control"
+	"github.com/flurry-nix/flurry/doctor"
 	"github.com/flurry-nix/flurry/status"
+	"github.com/flurry-nix/flurry/status/savings"
 	"github.com/flurry-nix/flurry/verify"
 )
 
@@ -111,6 +113,7 @@ type fakeAgent struct {
 	report status.Report
 	cache  *fakeCache
 
+	findings []doctor.Finding
 	mu       sync.Mutex // guards what follows
 	requests []string
 	faults   map[string]string // by NAR's path: how its next answer breaks
@@ -126,6 +129,8 @@ func (f *fakeAgent) serve(ts *testscript.TestScript, args []string) {
 	if len(args) > 0 {
 		f.report = fullReport()
 	}
+	f.findings = []doctor.Finding{{Check: doctor.CheckStore, ID: doctor.CheckStore, Level: doctor.OK, What: "readable"},
+		{Check: doctor.CheckClock, ID: "clock-skew", Level: doctor.Fail, What: "an hour \x1b[2Jbehind", Why: "Certificates.", Remedy: "set it", NixOS: "services.ntp"}}
 	until := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
 	ln, err := control.Listen([]string{filepath.Join(f.dir, control.SocketName)})
 	ts.Check(err)
@@ -156,7 +161,8 @@ func (f *fakeAgent) serve(ts *testscript.TestScript, args []string) {
 			Login: func() control.Dashboard {
 				return control.Dashboard{URL: "http://127.0.0.1:6490/login?token=ABC", Seconds: 120}
 			},
-			Cache: http.HandlerFunc(f.serveCache),
+			Doctor: func(context.Context) []doctor.Finding { return f.findings },
+			Cache:  http.HandlerFunc(f.serveCache),
 		}), nil)
 	}()
 	ts.Defer(func() {
@@ -218,6 +224,10 @@ func fullReport() status.Report {
 			{URL: "http://cache.corp", LastError: "connection refused"},
 		},
 		Problems: []string{"the Nix database is locked; wait"},
+		Savings: &savings.Savings{
+			SinceInstallation: savings.Totals{Since: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), FromPeers: 120_000_000_000, FromUpstream: 40_000_000_000, SecondsGained: 3725},
+			ThisMonth:         savings.Totals{Since: time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC), FromPeers: 12_300_000_000, FromUpstream: 5_000_000_000, SecondsGained: -12.4},
+		},
 		Peers: []status.Peer{
 			{ID: "12D3KooWBBBBBBBBBBBBBBBBBBBBBBBBBBBBBBB2", Via: "mdns", RTTMillis: 0.42, BytesPerSec: 112e6, Paths: 20000,
 				BytesIn: 3_000_000_000, BytesOut: 5_400_000, State: "connected", Addrs: []string{"/ip4/10.0.0.2/tcp/6491"}},

@@ -9,6 +9,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/flurry-nix/flurry/cmd/flurry/control"
+	"github.com/flurry-nix/flurry/status"
 )
 
 func TestBytesHaveThreeDigitsAndAUnit(t *testing.T) {
@@ -69,8 +70,8 @@ func TestTheRateFollowsTheLastSeconds(t *testing.T) {
 
 func TestColoursDoNotShiftColumns(t *testing.T) {
 	var plain, coloured bytes.Buffer
-	renderStatus(&plain, fullReport(), palette{})
-	renderStatus(&coloured, fullReport(), palette{on: true})
+	renderStatus(&plain, fullReport(), status.Report{}, palette{})
+	renderStatus(&coloured, fullReport(), status.Report{}, palette{on: true})
 	if strings.Contains(plain.String(), "\x1b") {
 		t.Error("colour where there is no terminal")
 	}
@@ -83,6 +84,26 @@ func TestColoursDoNotShiftColumns(t *testing.T) {
 	}
 	if text != plain.String() {
 		t.Errorf("without colours:\n%s\nwant\n%s", text, &plain)
+	}
+}
+
+func TestWatchingShowsWhatMovesNow(t *testing.T) {
+	before, r := fullReport(), fullReport()
+	if got := liveText(r, status.Report{}); got != "" {
+		t.Errorf("at the first look: %q", got)
+	}
+	r.UptimeSeconds += 2
+	if got := liveText(r, before); got != "quiet" {
+		t.Errorf("%q", got)
+	}
+	r.Bytes.FromPeers += 200e6
+	r.Bytes.ToNix += 3e6
+	if got := liveText(r, before); got != "100 MB/s from peers, 1.50 MB/s to Nix" {
+		t.Errorf("%q", got)
+	}
+	r.Instance = "another"
+	if got := liveText(r, before); got != "" {
+		t.Errorf("after a restart: %q", got)
 	}
 }
 

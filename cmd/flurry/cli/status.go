@@ -12,12 +12,14 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/flurry-nix/flurry/cmd/flurry/control"
 	"github.com/flurry-nix/flurry/status"
+	"github.com/flurry-nix/flurry/status/savings"
 )
 
 // watchInterval is between two looks with --watch: fast enough to follow a copy.
 const watchInterval = 2 * time.Second
+
+const watchHelp = "print anew every 2 s until interrupted; with --json, one line each time"
 
 func (a *App) statusCommand() *cobra.Command {
 	var asJSON, watch bool
@@ -27,36 +29,46 @@ func (a *App) statusCommand() *cobra.Command {
 		Args:  cobra.NoArgs,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
-	cmd.Flags().BoolVar(&watch, "watch", false, "print anew every 2 s until interrupted; with --json, one object a line")
+	cmd.Flags().BoolVar(&watch, "watch", false, watchHelp)
 	cmd.RunE = a.run(func(ctx context.Context, _ []string) error {
-		if watch {
-			return a.watchStatus(ctx, asJSON)
-		}
+		var before status.Report
+		return a.show(ctx, "/status", asJSON, watch, func(w io.Writer, raw json.RawMessage) error {
+			var r status.Report
+			if err := json.Unmarshal(raw, &r); err != nil {
+				return fmt.Errorf("the agent's status makes no sense: %w", err)
+			}
+			renderStatus(w, r, before, a.palette())
+			before = r
+			return nil
+		})
+	})
+	return cmd
+}
+
+// page writes what one answer of the agent looks like to people.
+type page func(w io.Writer, raw json.RawMessage) error
+
+// show prints an endpoint's answer, once or again and again.
+func (a *App) show(ctx context.Context, path string, asJSON, watch bool, people page) error {
+	look := func(w io.Writer) error {
 		c, err := a.dial()
 		if err != nil {
 			return err
 		}
 		defer c.Close()
-		return a.showStatus(ctx, c, a.Out, asJSON, false)
-	})
-	return cmd
-}
-
-// showStatus writes to w, which belongs to what goes to a.Out.
-func (a *App) showStatus(ctx context.Context, c *control.Client, w io.Writer, asJSON, oneLine bool) error {
-	raw, err := c.Raw(ctx, http.MethodGet, "/status", nil)
-	if err != nil {
-		return err
+		raw, err := c.Raw(ctx, http.MethodGet, path, nil)
+		switch {
+		case err != nil:
+			return err
+		case asJSON:
+			return writeJSON(w, raw, watch)
+		}
+		return people(w, raw)
 	}
-	if asJSON {
-		return writeJSON(w, raw, oneLine)
+	if !watch {
+		return look(a.Out)
 	}
-	var r status.Report
-	if err := json.Unmarshal(raw, &r); err != nil {
-		return fmt.Errorf("the agent's status makes no sense: %w", err)
-	}
-	renderStatus(w, r, a.palette())
-	return nil
+	return a.watch(ctx, look, isTerminal(a.Out) && !asJSON)
 }
 
 func writeJSON(w io.Writer, raw json.RawMessage, oneLine bool) error {
@@ -74,27 +86,27 @@ func writeJSON(w io.Writer, raw json.RawMessage, oneLine bool) error {
 	return err
 }
 
-// watchStatus goes on while the agent restarts.
-func (a *App) watchStatus(ctx context.Context, asJSON bool) error {
+// watch looks every two seconds until it is interrupted, and goes on while the agent restarts. On a
+// screen each page is written over the one before, line by line, so that nothing flickers.
+func (a *App) watch(ctx context.Context, look func(io.Writer) error, screen bool) error {
 	tick := time.NewTicker(watchInterval)
 	defer tick.Stop()
-	for {
+	for first := true; ; first = false {
 		var page bytes.Buffer
-		c, err := a.dial()
-		if err == nil {
-			err = a.showStatus(ctx, c, &page, asJSON, true)
-			c.Close()
-		}
+		err := look(&page)
 		if ctx.Err() != nil {
 			return nil
 		}
-		if isTerminal(a.Out) && !asJSON {
-			fmt.Fprint(a.Out, "\x1b[H\x1b[2J") // home, clear
-		}
-		if err != nil {
+		text := page.String()
+		if screen {
+			if err != nil { // what was there stays, below the trouble
+				text = a.palette().yellow("flurry: "+oneLine(err.Error())) + "\n"
+			}
+			text = overwrite(text, first)
+		} else if err != nil {
 			fmt.Fprintln(a.Err, "flurry:", oneLine(err.Error()))
 		}
-		if _, err := page.WriteTo(a.Out); err != nil {
+		if _, err := a.Out.Write([]byte(text)); err != nil {
 			return fmt.Errorf("write: %w", err)
 		}
 		select {
@@ -105,43 +117,44 @@ func (a *App) watchStatus(ctx context.Context, asJSON bool) error {
 	}
 }
 
+// overwrite makes a page go over the one before: home, clear the rest of each line, clear what is below.
+func overwrite(page string, first bool) string {
+	home := "\x1b[H"
+	if first {
+		home = "\x1b[2J" + home
+	}
+	return home + strings.ReplaceAll(page, "\n", "\x1b[K\n") + "\x1b[J"
+}
+
 func (a *App) peersCommand() *cobra.Command {
-	var asJSON bool
+	var asJSON, watch bool
 	cmd := &cobra.Command{
 		Use:   "peers",
 		Short: "List the other agents that are known",
 		Args:  cobra.NoArgs,
 	}
 	cmd.Flags().BoolVar(&asJSON, "json", false, "print JSON")
+	cmd.Flags().BoolVar(&watch, "watch", false, watchHelp)
 	cmd.RunE = a.run(func(ctx context.Context, _ []string) error {
-		c, err := a.dial()
-		if err != nil {
-			return err
-		}
-		defer c.Close()
-		if asJSON {
-			raw, err := c.Raw(ctx, http.MethodGet, "/peers", nil)
-			if err != nil {
-				return err
+		return a.show(ctx, "/peers", asJSON, watch, func(w io.Writer, raw json.RawMessage) error {
+			var peers []status.Peer
+			if err := json.Unmarshal(raw, &peers); err != nil {
+				return fmt.Errorf("the agent's list of peers makes no sense: %w", err)
 			}
-			return writeJSON(a.Out, raw, false)
-		}
-		peers, err := c.Peers(ctx)
-		if err != nil {
-			return err
-		}
-		if len(peers) == 0 {
-			fmt.Fprintln(a.Out, "no peers yet; agents on this network appear within seconds, others are named in peers.static")
+			if len(peers) == 0 {
+				fmt.Fprintln(w, "no peers yet; agents on this network appear within seconds, others are named in peers.static")
+				return nil
+			}
+			renderPeers(w, peers, a.palette(), true)
 			return nil
-		}
-		renderPeers(a.Out, peers, a.palette(), true)
-		return nil
+		})
 	})
 	return cmd
 }
 
-// renderStatus answers the two questions first: does it work, and what did it save.
-func renderStatus(w io.Writer, r status.Report, p palette) {
+// renderStatus answers the two questions first: does it work, and what did it save. before is the report
+// of the look before, if there was one.
+func renderStatus(w io.Writer, r, before status.Report, p palette) {
 	connected := 0
 	for _, peer := range r.Peers {
 		if peer.State == "connected" {
@@ -162,10 +175,14 @@ func renderStatus(w io.Writer, r status.Report, p palette) {
 			p.bold(bytesText(r.Bytes.FromPeers)), bytesText(total), r.Bytes.FromPeers*100/total)
 	}
 	fmt.Fprintln(w)
+	rows := savedRows(r, p)
 	row := func(name, format string, args ...any) []cell {
 		return []cell{{text: name}, {text: fmt.Sprintf(format, args...)}}
 	}
-	rows := [][]cell{
+	if live := liveText(r, before); live != "" {
+		rows = append(rows, row("now", "%s", live))
+	}
+	rows = append(rows, [][]cell{
 		row("peer id", "%s", orNone(clean(r.PeerID))),
 		row("substituter", "%s", orNone(clean(strings.Join(r.Listen, ", ")))),
 		row("sharing", "%s", clean(r.Sharing)),
@@ -177,7 +194,7 @@ func renderStatus(w io.Writer, r status.Report, p palette) {
 		row("NARs", "%s served, %s failed, %s switched source, %s rejected, %s in flight", number(r.NAR.Served), number(r.NAR.Failed),
 			number(r.NAR.SwitchedSource), number(r.NAR.Rejected), number(int64(r.InFlight))),
 		row("internet", "%s", internet(r.Internet)),
-	}
+	}...)
 	for i, u := range r.Upstreams {
 		name := ""
 		if i == 0 {
@@ -190,6 +207,55 @@ func renderStatus(w io.Writer, r status.Report, p palette) {
 		fmt.Fprintln(w)
 		renderPeers(w, r.Peers, p, false)
 	}
+}
+
+// savedRows say what sharing saved over restarts. Seconds may be lost as well as gained.
+func savedRows(r status.Report, p palette) (rows [][]cell) {
+	if r.Savings == nil {
+		return nil
+	}
+	of := func(name, when string, t savings.Totals) {
+		text := when + " " + bytesText(t.FromPeers) + " from peers"
+		if total := t.FromPeers + t.FromUpstream; total > 0 {
+			text += fmt.Sprintf(" (%d %%)", t.FromPeers*100/total)
+		}
+		paint := p.green
+		switch {
+		case t.SecondsGained >= 0.5:
+			text += ", " + duration(time.Duration(t.SecondsGained*float64(time.Second))) + " gained"
+		case t.SecondsGained <= -0.5:
+			paint = p.yellow
+			text += ", " + duration(time.Duration(-t.SecondsGained*float64(time.Second))) + " lost"
+		}
+		rows = append(rows, []cell{{text: name}, {text: text, paint: paint}})
+	}
+	of("saved", "this month", r.Savings.ThisMonth)
+	of("", "since "+r.Savings.SinceInstallation.Since.Local().Format("2006-01-02"), r.Savings.SinceInstallation)
+	return rows
+}
+
+// liveText is what moved between two looks at the same agent, "" without a look before.
+func liveText(r, before status.Report) string {
+	seconds := r.UptimeSeconds - before.UptimeSeconds
+	if before.Version == "" || r.Instance != before.Instance || seconds <= 0 {
+		return ""
+	}
+	var parts []string
+	for _, flow := range []struct {
+		name     string
+		now, was int64
+	}{
+		{"from peers", r.Bytes.FromPeers, before.Bytes.FromPeers}, {"from upstream", r.Bytes.FromUpstream, before.Bytes.FromUpstream},
+		{"to Nix", r.Bytes.ToNix, before.Bytes.ToNix}, {"to peers", r.Bytes.ToPeers, before.Bytes.ToPeers},
+	} {
+		if flow.now > flow.was {
+			parts = append(parts, rate(float64(flow.now-flow.was)/seconds)+" "+flow.name)
+		}
+	}
+	if len(parts) == 0 {
+		return "quiet"
+	}
+	return strings.Join(parts, ", ")
 }
 
 func upstreamCell(u status.Upstream, p palette) cell {
