@@ -4,17 +4,14 @@ import (
 	"cmp"
 	"slices"
 	"time"
-
-	"github.com/flurry-nix/flurry/verify"
 )
 
 // FlightStatus is a NAR on its way, as an operator sees it.
 type FlightStatus struct {
-	Path  string       // base name
-	Scope verify.Scope // whom the path may be shown to
-	Got   int64        // bytes of the NAR that are here
-	Size  int64        // its bytes
-	From  []string     // peers' ids and upstreams' URLs that are sending now
+	Path string   // base name; may be private
+	Got  int64    // bytes of the NAR that are here
+	Size int64    // its bytes
+	From []string // peers' ids and upstreams' URLs that are sending now
 }
 
 // Flights returns the NARs that are being fetched now, the oldest first.
@@ -46,7 +43,7 @@ func (s *Server) Flights() []FlightStatus {
 
 // statusLocked describes f; f.mu is held.
 func (f *flight) statusLocked() FlightStatus {
-	st := FlightStatus{Path: f.v.Path().Base(), Scope: f.v.Scope(), Size: f.v.NarSize()}
+	st := FlightStatus{Path: f.v.Path().Base(), Size: f.v.NarSize()}
 	for _, s := range f.written {
 		st.Got += s.len()
 	}
