@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 FUZZTIME ?= 20s
 export CGO_ENABLED ?= 0
 
-.PHONY: build run demo test bench bench-site lint cross fuzz soak vulncheck clean matrix
+.PHONY: build run demo test bench bench-swarm bench-site lint cross fuzz soak vulncheck clean matrix
 
 # flurry-standby is for systemd: it answers Nix where the agent cannot (docs/install.md).
 build:
@@ -34,6 +34,10 @@ bench-site: build
 # writes docs/faults.md. ONLY=dribble runs those rows alone, into a file of its own. About ten minutes.
 matrix: build
 	scripts/matrix $(ONLY)
+
+# One NAR from many seeders against one, with and without liars.
+bench-swarm:
+	scripts/bench-swarm
 
 lint:
 	scripts/lint

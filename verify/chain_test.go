@@ -261,3 +261,27 @@ func FuzzParseChain(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkHash is what noting the states costs over SHA-256 alone, and what checking chunk by chunk does.
+func BenchmarkHash(b *testing.B) {
+	const size = 64 * ChunkSize
+	nar, sum, chain := chained(5, size)
+	p := claimed(b, sum, size, chain)
+	for name, hash := range map[string]func(){
+		"sha256": func() { sha256.Sum256(nar) },
+		"chain":  func() { NewChainHash().Write(nar) },
+		"chunks": func() {
+			for i := range Chunks(size) {
+				from, to := ChunkRange(i, size)
+				p.Fits(i, nar[from:to])
+			}
+		},
+	} {
+		b.Run(name, func(b *testing.B) {
+			b.SetBytes(size)
+			for b.Loop() {
+				hash()
+			}
+		})
+	}
+}

@@ -28,10 +28,10 @@ import (
 const (
 	swarmReceiver = 125e6
 	swarmSeeder   = 12.5e6
-	swarmNAR      = 256 << 20
+	swarmNAR      = 1 << 30
 )
 
-// BenchmarkSwarm is the time of one NAR of 256 MiB over real libp2p connections on loopback, whose ends
+// BenchmarkSwarm is the time of one NAR of 1 GiB over real libp2p connections on loopback, whose ends
 // hold their rates by the limits that agents have. CPU is that of all agents together.
 func BenchmarkSwarm(b *testing.B) {
 	s := newSeed(b)
@@ -145,7 +145,7 @@ func (s *seed) receiver(b *testing.B, seeders, liars int) (*substituter.Server, 
 	}
 	me := host(p2p.Config{Download: throttle.New(swarmReceiver)}, &seedCatalog{})
 	run(func(ctx context.Context) error { return me.Run(ctx, discovery.Finder(finder)) })
-	nix, err := substituter.New(substituter.Config{StateDir: b.TempDir(), Site: site{me}}, s.keys, noStore{}, neighbours{me}, nil)
+	nix, err := substituter.New(substituter.Config{StateDir: b.TempDir(), CacheSize: 4 << 30, Site: site{me}}, s.keys, noStore{}, neighbours{me}, nil)
 	if err != nil {
 		b.Fatal(err)
 	}
