@@ -18,7 +18,8 @@ import (
 
 // Bounds of what agents tell each other about NARs on their way.
 const (
-	frameFlights  = 1
+	frameFlights  = 1                    // announcements of NARs
+	frameFetched  = 2                    // uvarint: bytes of public NARs got from central caches since the start
 	maxFlights    = 1024                 // NARs of one peer that are remembered
 	maxHeldSpans  = 32                   // ranges in one announcement
 	maxFlightBody = 256 << 10            // bytes of a frame
@@ -40,7 +41,8 @@ type Progress struct {
 
 // Flying is a peer's announcement.
 type Flying struct {
-	Peer *Peer
+	Peer    *Peer
+	Suspect bool // better left alone for the moment; what it told still holds
 	Progress
 }
 
@@ -53,6 +55,10 @@ type flightBoard struct {
 	theirs  map[uint64]map[*Peer]Progress
 	counts  map[*Peer]int            // entries in theirs
 	waiting map[uint64]chan struct{} // closed when theirs of that key changes
+
+	fetched  int64           // by this machine
+	toldBy   map[*Peer]int64 // what peers said that they fetched
+	byOthers int64           // the sum of its growth
 }
 
 type ownFlight struct {
@@ -64,7 +70,7 @@ type ownFlight struct {
 func newFlightBoard() *flightBoard {
 	return &flightBoard{
 		own: map[uint64]ownFlight{}, news: make(chan struct{}), theirs: map[uint64]map[*Peer]Progress{},
-		counts: map[*Peer]int{}, waiting: map[uint64]chan struct{}{},
+		counts: map[*Peer]int{}, waiting: map[uint64]chan struct{}{}, toldBy: map[*Peer]int64{},
 	}
 }
 
@@ -82,16 +88,18 @@ func (h *Host) Tell(d verify.PathDigest, p Progress) {
 	b.news = make(chan struct{})
 }
 
-// Flying returns what peers that may be asked now, and that mostly keep their word, told of a NAR.
+// Flying returns what connected peers that mostly keep their word told of a NAR.
 func (h *Host) Flying(d verify.PathDigest) []Flying {
 	b, now := h.board, h.now()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []Flying
 	for p, progress := range b.theirs[d.Key()] {
-		if _, ok := p.costNow(now, 0); ok && !p.discredited(now) {
-			out = append(out, Flying{p, progress})
+		if p.Banned() || p.discredited(now) {
+			continue
 		}
+		_, ok := p.costNow(now, 0)
+		out = append(out, Flying{p, !ok, progress})
 	}
 	return out
 }
@@ -121,6 +129,31 @@ func (h *Host) Spread() time.Duration {
 		most = max(most, p.RTT())
 	}
 	return 2 * most
+}
+
+// Fetched tells peers, with the next announcement, how many bytes of public NARs this machine got from
+// central caches since it started. It returns how many peers got while they were connected.
+func (h *Host) Fetched(own int64) int64 {
+	b := h.board
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fetched = own
+	return b.byOthers
+}
+
+// heardFetched takes over what a peer has fetched by now.
+func (b *flightBoard) heardFetched(p *Peer, body []byte) error {
+	total, n := binary.Uvarint(body)
+	if n <= 0 || total > 1<<60 {
+		return errFlights
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if before, ok := b.toldBy[p]; ok && int64(total) > before {
+		b.byOthers += int64(total) - before
+	}
+	b.toldBy[p] = int64(total)
+	return nil
 }
 
 // heard takes a peer's announcement over.
@@ -166,6 +199,7 @@ func (b *flightBoard) drop(p *Peer, key uint64) {
 func (b *flightBoard) forget(p *Peer) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	delete(b.toldBy, p)
 	for key, of := range b.theirs {
 		if _, ok := of[p]; ok {
 			b.drop(p, key)
@@ -199,6 +233,12 @@ func (b *flightBoard) since(version int64) (bodies [][]byte, now int64, news <-c
 		bodies = append(bodies, body)
 	}
 	return bodies, b.version, b.news
+}
+
+func (b *flightBoard) ownFetched() int64 {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.fetched
 }
 
 func appendFlight(b []byte, key uint64, p Progress) []byte {
@@ -259,8 +299,15 @@ func (h *Host) tellFlightsOnce(ctx context.Context, p *Peer) error {
 	defer s.Reset()
 	stop := context.AfterFunc(ctx, func() { s.Reset() })
 	defer stop()
+	told := int64(-1)
 	for version := int64(0); ; {
 		bodies, now, news := h.board.since(version)
+		if n := h.board.ownFetched(); n != told && !h.paused.Load() {
+			if err := writeFrame(s, frameFetched, binary.AppendUvarint(nil, uint64(n))); err != nil {
+				return err
+			}
+			told = n
+		}
 		for _, body := range bodies {
 			if h.paused.Load() {
 				break
@@ -316,6 +363,11 @@ func (h *Host) readFlights(r *bufio.Reader, p *Peer) error {
 		body := make([]byte, n-1)
 		if _, err := io.ReadFull(r, body); err != nil {
 			return err
+		}
+		if kind == frameFetched {
+			if err := h.board.heardFetched(p, body); err != nil {
+				return err
+			}
 		}
 		if kind != frameFlights {
 			continue // from a later version

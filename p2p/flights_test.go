@@ -1,6 +1,7 @@
 package p2p
 
 import (
+	"encoding/binary"
 	"encoding/hex"
 	"slices"
 	"testing"
@@ -91,4 +92,22 @@ func FuzzFlights(f *testing.F) {
 			b = rest
 		}
 	})
+}
+
+func TestPeersTellWhatTheyFetched(t *testing.T) {
+	b := newFlightBoard()
+	p := &Peer{}
+	for _, total := range []uint64{5000, 7000, 7000, 9000} {
+		if err := b.heardFetched(p, binary.AppendUvarint(nil, total)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if b.byOthers != 4000 {
+		t.Errorf("peers fetched %d bytes while connected, want 4000", b.byOthers)
+	}
+	for _, bad := range [][]byte{nil, {0x80}, binary.AppendUvarint(nil, 1<<62)} {
+		if b.heardFetched(p, bad) == nil {
+			t.Errorf("%x was accepted", bad)
+		}
+	}
 }

@@ -215,6 +215,19 @@ class Lab:
                 os.killpg(p.pid, signal.SIGKILL)
                 p.wait()
 
+    def agents_cpu(self):
+        """Processor seconds that all agents used so far."""
+        sessions, ticks = {p.pid for p in self.agents.values()}, 0
+        for d in filter(str.isdigit, os.listdir("/proc")):
+            try:
+                with open(f"/proc/{d}/stat") as f:
+                    rest = f.read().rsplit(")", 1)[1].split()
+            except OSError:
+                continue
+            if int(rest[3]) in sessions:
+                ticks += sum(map(int, rest[11:15]))
+        return ticks / os.sysconf("SC_CLK_TCK")
+
     def status(self, i):
         r = subprocess.run([self.binary, "status", "--json", "--socket", self.home(i, "agent/run/flurry.sock")],
                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)

@@ -78,7 +78,7 @@ func (d *direct) WriteRange(ctx context.Context, w io.Writer, off, length int64)
 func (d *direct) seek(ctx context.Context, src upstreamSource, off int64) error {
 	if d.r == nil || d.pos > off {
 		d.close()
-		f := &flight{hash: d.v.Path().Hash(), v: d.v, all: d.all, wire: func(n int64) { d.all.stats.Wire.Add(n) }}
+		f := &flight{hash: d.v.Path().Hash(), v: d.v, all: d.all}
 		body, err := src.open(ctx, f, 0, d.v.NarSize())
 		if err != nil {
 			return err

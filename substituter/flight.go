@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/flurry-nix/flurry/verify"
@@ -36,8 +37,9 @@ type flight struct {
 	hash  verify.StoreHash
 	v     *verify.Verified
 	all   *flights
-	wire  func(int64) // adds up compressed bytes from upstreams
 	began time.Time
+
+	wireGot atomic.Int64 // bytes from upstreams, as sent
 
 	mu       sync.Mutex    // guards all below
 	changed  chan struct{} // closed and replaced at every change
@@ -51,6 +53,7 @@ type flight struct {
 	poisoned bool  // they do
 	legs     map[*leg]bool
 	parts    []part    // who sent what, in order of arrival
+	peersGot int64     // bytes from peers
 	progress time.Time // of the last progressStep bytes
 	marked   int64     // bytes since then
 	writing  int       // legs that are putting bytes into the spool
@@ -93,6 +96,16 @@ func (l *leg) silent(now time.Time) time.Duration {
 		return now.Sub(l.started)
 	}
 	return now.Sub(l.lastByte)
+}
+
+// wired adds up bytes from upstreams, as sent.
+func (f *flight) wired(n int64) {
+	f.wireGot.Add(n)
+	f.all.stats.Wire.Add(n)
+	f.all.uplink.own.Add(n)
+	if f.v.Scope() == verify.ScopePublic {
+		f.all.uplink.public.Add(n)
+	}
 }
 
 // broadcast wakes all who wait; mu is held.
@@ -212,6 +225,7 @@ func (f *flight) run(ctx context.Context) {
 	if err == nil && p.claim.stage != StageNone {
 		p.enter(StageLanded)
 	}
+	p.weigh(true)
 	p.close()
 	f.all.landed(f, parts, err, time.Since(start))
 }
@@ -406,6 +420,9 @@ func (f *flight) arrived(l *leg, g span) {
 	}
 	l.got += g.len()
 	f.all.received(l.src, g.len())
+	if l.src.fromPeer() {
+		f.peersGot += g.len()
+	}
 	if l.src.streams() && f.prefix == g.from {
 		f.prefix = g.to
 	}

@@ -69,6 +69,8 @@ type flights struct {
 	now          func() time.Time
 	room         room // for spools
 	noRoom       rate.Sometimes
+	uplink       uplink
+	trials       trials
 	upstreamRate atomic.Int64 // NAR bytes per second that the central caches lately gave, 0 unknown
 	records      records      // of the central caches' NARs
 	distrust     sync.Map     // upstream URL → time.Time until which it is asked last
@@ -152,7 +154,7 @@ func (a *flights) open(v *verify.Verified) (*flight, error) {
 		return nil, err
 	}
 	f := &flight{
-		hash: v.Path().Hash(), v: v, all: a, wire: func(n int64) { a.stats.Wire.Add(n) },
+		hash: v.Path().Hash(), v: v, all: a,
 		changed: make(chan struct{}), legs: map[*leg]bool{},
 		spool: s, progress: time.Now(), idle: a.now(), began: a.now(), hold: v.NarSize() <= a.holdMost(),
 	}

@@ -53,12 +53,13 @@ type plan struct {
 	tail    bool
 	wholes  int
 	suspect map[string]spans
+	try     try // whether the central cache beside a neighbour pays
 }
 
 func newPlan(f *flight) *plan {
 	return &plan{
 		f: f, failures: map[string]int{}, excluded: map[string]bool{}, digest: f.hash.Digest(),
-		claim: claim{grown: map[string]growth{}}, begun: time.Now(),
+		claim: claim{grown: map[string]growth{}, ignored: map[string]bool{}}, begun: time.Now(),
 		ask: asking{asked: map[string]bool{}, rates: map[string]float64{}},
 	}
 }
@@ -77,7 +78,7 @@ func (p *plan) candidates() []source {
 	}
 	for _, n := range p.near {
 		switch {
-		case whole[n.Peer.ID()]:
+		case whole[n.Peer.ID()], n.Suspect:
 		case n.Stage == StageLanded:
 			list = append(list, peerSource{n.Peer})
 		case p.lone: // its bytes are unverified by nature, and somebody's were wrong
@@ -169,6 +170,7 @@ func (p *plan) advance(ctx context.Context, start func(*leg), running int) error
 func (p *plan) schedule(ctx context.Context, start func(*leg)) {
 	p.dismiss()
 	p.yield()
+	p.weigh(false)
 	p.near = p.flying()
 	if len(p.f.all.finder.upstreams) == 0 {
 		p.lookFar()
@@ -371,7 +373,7 @@ const absentWeight = 100
 func (p *plan) limit() time.Duration {
 	p.f.mu.Lock()
 	defer p.f.mu.Unlock()
-	if p.f.served > 0 {
+	if p.f.served > 0 || !p.f.asked { // Nix would lose what it has, or waits for nothing
 		return limitSeen
 	}
 	return max(limitUnseen-p.f.spent, limitUnseen/2)

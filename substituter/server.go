@@ -138,6 +138,7 @@ func (s *Server) Run(ctx context.Context) error {
 	g.Go(func() error { return s.flights.run(ctx) })
 	g.Go(func() error { return s.finder.disk.run(ctx) })
 	g.Go(func() error { return s.ahead.run(ctx) })
+	g.Go(func() error { return s.flights.uplink.run(ctx, s.cfg.Site) })
 	g.Go(func() error { return s.flights.chains.run(ctx) })
 	return g.Wait()
 }

@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
-	"sync/atomic"
 	"time"
 
 	"github.com/flurry-nix/flurry/verify"
@@ -22,6 +21,9 @@ type Site interface {
 	Spread() time.Duration
 	// Tell announces how far this machine is with a NAR.
 	Tell(d verify.PathDigest, p Progress)
+	// Fetched tells how many bytes of public NARs this machine has got from central caches since it
+	// started, and returns how many neighbours got while they were neighbours.
+	Fetched(own int64) int64
 	// Flying returns what neighbours told of a NAR.
 	Flying(d verify.PathDigest) []Flying
 	// News is closed at the next change of what Flying returns.
@@ -50,17 +52,10 @@ type Progress struct {
 // MaxHeld is how many ranges an announcement names; a machine with more names the first ones.
 const MaxHeld = 32
 
-// Beside counts the NARs that were asked of the central cache although a neighbour had them or had
-// claimed them, by why.
-type Beside struct {
-	Crossed atomic.Int64 // both claimed it at the same moment
-	Silent  atomic.Int64 // none of its bytes came for claimPatience
-	Slow    atomic.Int64 // its bytes came much more slowly than the central cache's would
-}
-
 // Flying is a neighbour's announcement.
 type Flying struct {
-	Peer Peer
+	Peer    Peer
+	Suspect bool // not to be asked for the moment; its claims hold
 	Progress
 }
 
@@ -74,12 +69,6 @@ const (
 	tellEvery = 40 * time.Millisecond
 	// partialRun is how much is asked of a machine that itself is still fetching, at once.
 	partialRun = 2 * verify.ChunkSize
-	// A follower asks the central cache itself once it is clear that this would be quicker by this much. Less
-	// would misread a link that several downloads share for a slow neighbour.
-	followRatio = 3
-	followLeast = 1500 * time.Millisecond // before the rate of following means anything
-	// Of two machines whose claims crossed one gives up if it misses more than this, bytes.
-	yieldLeast = 256 << 10
 )
 
 // claim is how a plan stands to the central cache.
@@ -89,7 +78,8 @@ type claim struct {
 	grown   map[string]growth
 	told    time.Time
 	toldSum int64
-	beside  bool // the central cache is asked although a neighbour has claimed the NAR
+	beside  bool            // the central cache is asked although a neighbour has claimed the NAR
+	ignored map[string]bool // neighbours whose claims came to nothing, by id
 }
 
 type growth struct {
@@ -130,7 +120,7 @@ func (p *plan) waiting() bool {
 		return true
 	}
 	s := p.site()
-	return s != nil && (p.claim.stage == StageClaiming || p.claim.stage == StageFollowing && p.leader(s))
+	return s != nil && (p.claim.stage == StageClaiming || p.claim.stage == StageFollowing && p.leader(s) != nil)
 }
 
 // mayAskUpstream tells whether it is this machine's turn to ask the central cache. It claims the NAR,
@@ -138,17 +128,21 @@ func (p *plan) waiting() bool {
 // asks although a neighbour has the NAR in hand, it counts why.
 func (p *plan) mayAskUpstream() bool {
 	s := p.site()
-	if s == nil || p.claim.stage == StageFetching {
+	if s == nil || p.claim.stage == StageFetching || !p.try.since.IsZero() {
 		return true
 	}
 	leader := p.leader(s)
-	_, silence := p.f.look()
-	switch {
-	case leader && p.tooSlow():
-		p.beside("slow", &p.f.all.stats.Beside.Slow)
-	case leader && silence > claimPatience: // whoever was to have bytes has none for us
+	if leader != nil && p.silentFor(leader) {
 		p.beside("silent", &p.f.all.stats.Beside.Silent)
-	case leader:
+		p.claim.ignored[leader.Peer.ID()] = true
+		leader = p.leader(s)
+	}
+	switch {
+	case leader != nil && p.tooSlow():
+		p.beside("slow", &p.f.all.stats.Beside.Slow)
+		p.startTry()
+		return true // still a follower for others: it may not last
+	case leader != nil:
 		p.enter(StageFollowing)
 		return false
 	case p.claim.stage != StageClaiming:
@@ -161,84 +155,44 @@ func (p *plan) mayAskUpstream() bool {
 	return true
 }
 
-// beside notes that the central cache is asked although a neighbour has claimed the NAR.
-func (p *plan) beside(why string, count *atomic.Int64) {
-	count.Add(1)
-	p.claim.beside = true
-	p.f.all.log.Debug("asking upstream beside a neighbour", "why", why, "bytes", p.f.v.NarSize())
+// silentFor tells whether whoever was to have bytes has had none for us for too long. One that tells of
+// more and more may merely be hard to read from at the moment.
+func (p *plan) silentFor(leader *Flying) bool {
+	_, silence := p.f.look()
+	if leader.Stage == StageLanded {
+		return silence > claimPatience
+	}
+	return silence > 2*claimPatience
 }
 
-// yield gives the central cache up where a neighbour that outranks this machine asks it too: their
-// claims crossed. What is nearly done is finished.
-func (p *plan) yield() {
-	s := p.site()
-	if s == nil || p.claim.stage != StageFetching || p.claim.beside {
-		return
-	}
+// leader returns a neighbour whose claim comes before ours, or that has it all already; nil if there is none.
+func (p *plan) leader(s Site) *Flying {
 	for _, n := range s.Flying(p.digest) {
-		if n.Stage == StageFetching && outranks(p.digest, n.Peer.ID(), s.Self()) && p.moving(n) {
-			p.beside("crossed", &p.f.all.stats.Beside.Crossed)
-			if p.leaveUpstream() {
-				p.claim.beside = false
-				p.enter(StageFollowing)
-			}
-			return
+		id, name := n.Peer.ID(), peerSource{n.Peer}.name()
+		if p.claim.ignored[id] {
+			continue
 		}
-	}
-}
-
-// leaveUpstream ends the legs that ask the central cache, unless little is missing.
-func (p *plan) leaveUpstream() bool {
-	p.f.mu.Lock()
-	defer p.f.mu.Unlock()
-	if left := p.f.v.NarSize() - p.f.held(); left < yieldLeast {
-		return false
-	}
-	for l := range p.f.legs {
-		if !l.src.fromPeer() {
-			l.dismissed = true
-			l.cancel()
-		}
-	}
-	return true
-}
-
-// held is how many bytes are in the spool; mu is held.
-func (f *flight) held() (sum int64) {
-	for _, w := range f.written {
-		sum += w.len()
-	}
-	return sum
-}
-
-// leader tells whether a neighbour's claim comes before ours, or a neighbour has it all already.
-func (p *plan) leader(s Site) bool {
-	for _, n := range s.Flying(p.digest) {
 		switch n.Stage {
 		case StageLanded:
-			if p.failures[peerSource{n.Peer}.name()] < triesPerSource && !p.excluded[peerSource{n.Peer}.name()] {
-				return true
+			if p.failures[name] < triesPerSource && !p.excluded[name] {
+				return &n
 			}
 		case StageFetching:
 			if p.moving(n) {
-				return true
+				return &n
 			}
 		case StageClaiming:
-			if p.moving(n) && (p.claim.stage != StageClaiming || outranks(p.digest, n.Peer.ID(), s.Self())) {
-				return true
+			if p.moving(n) && (p.claim.stage != StageClaiming || outranks(p.digest, id, s.Self())) {
+				return &n
 			}
 		}
 	}
-	return false
+	return nil
 }
 
 // moving tells whether a neighbour made progress not long ago.
 func (p *plan) moving(n Flying) bool {
-	var held int64
-	for _, h := range n.Held {
-		held += h[1] - h[0]
-	}
-	now := time.Now()
+	held, now := n.held(), time.Now()
 	g, ok := p.claim.grown[n.Peer.ID()]
 	if !ok || held != g.held {
 		g = growth{held: held, at: now}
@@ -251,20 +205,6 @@ func (p *plan) moving(n Flying) bool {
 		n.Peer.Useless(fmt.Errorf("announced a NAR as on its way and had no byte of it for %v", claimPatience))
 	}
 	return !silent
-}
-
-// tooSlow tells whether following takes clearly longer than asking the central cache would.
-func (p *plan) tooSlow() bool {
-	rate := p.f.all.upstreamRate.Load()
-	if p.claim.stage != StageFollowing || rate == 0 || time.Since(p.claim.at) < followLeast {
-		return false
-	}
-	p.f.mu.Lock()
-	got := p.f.held()
-	p.f.mu.Unlock()
-	size := p.f.v.NarSize()
-	left := float64(size-got) * float64(time.Since(p.claim.at)) / float64(max(got, 1))
-	return left > followRatio*float64(size)/float64(rate)*float64(time.Second)
 }
 
 func (p *plan) enter(stage Stage) {

@@ -35,7 +35,9 @@ type busSite struct {
 	arrived map[verify.PathDigest]int
 	news    map[verify.PathDigest]chan struct{}
 	served  int64
+	fetched int64
 	flaky   int
+	doubts  bool // it leaves the others alone for the moment
 	lies    bool
 	convict int
 }
@@ -66,6 +68,18 @@ func (s *busSite) Neighbours() int { return len(s.bus.others(s)) }
 
 func (s *busSite) Spread() time.Duration { return 2 * s.bus.delay }
 
+func (s *busSite) Fetched(own int64) (others int64) {
+	s.mu.Lock()
+	s.fetched = own
+	s.mu.Unlock()
+	for _, o := range s.bus.others(s) {
+		o.mu.Lock()
+		others += o.fetched
+		o.mu.Unlock()
+	}
+	return others
+}
+
 func (s *busSite) Tell(d verify.PathDigest, p Progress) {
 	s.mu.Lock()
 	s.sent++
@@ -92,7 +106,7 @@ func (s *busSite) Flying(d verify.PathDigest) (out []Flying) {
 	for _, o := range s.bus.others(s) {
 		o.mu.Lock()
 		if p := o.told[d]; p.Stage != StageNone {
-			out = append(out, Flying{busPeer{o}, p})
+			out = append(out, Flying{Peer: busPeer{o}, Suspect: s.doubts, Progress: p})
 		}
 		o.mu.Unlock()
 	}
@@ -356,7 +370,7 @@ func TestAMachineThatHasItAllIsReadToTheEnd(t *testing.T) {
 
 func TestCrossedClaimsAreCountedAndOneYields(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		o := newOffice(t, 2, 8*mib, slowUplink)
+		o := newOffice(t, 2, 32*mib, slowUplink)
 		o.sites[0].bus.delay = 200 * time.Millisecond // longer than a claim settles
 		o.fill(t)
 		var crossed, got int64
@@ -367,7 +381,7 @@ func TestCrossedClaimsAreCountedAndOneYields(t *testing.T) {
 		if crossed != 1 {
 			t.Errorf("%d crossed claims were counted, want 1", crossed)
 		}
-		if got > 14*mib {
+		if got > 44*mib {
 			t.Errorf("%d MiB came from the upstream: nobody yielded", got/mib)
 		}
 	})
@@ -389,6 +403,30 @@ func TestASpoolStaysUntilNeighboursHeardOfTheStore(t *testing.T) {
 		all[0].flights.sweep(time.Minute)
 		if all[0].flights.has(o.world.info.NarHash) {
 			t.Error("kept although the store shares it")
+		}
+	})
+}
+
+func TestAClaimHoldsAlthoughItsMakerIsLeftAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t, 2, 16*mib, slowUplink)
+		go func() {
+			time.Sleep(300 * time.Millisecond)
+			for _, s := range o.sites {
+				s.mu.Lock()
+				s.doubts = true
+				s.mu.Unlock()
+			}
+			time.Sleep(time.Second)
+			for _, s := range o.sites {
+				s.mu.Lock()
+				s.doubts = false
+				s.mu.Unlock()
+			}
+		}()
+		o.fill(t)
+		if opens := o.upstreamOpens(); opens != 1 {
+			t.Errorf("the upstream was asked %d times", opens)
 		}
 	})
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync/atomic"
 	"time"
 )
 
@@ -110,19 +111,29 @@ func (s upstreamSource) open(ctx context.Context, f *flight, off, _ int64) (io.R
 	if err != nil {
 		return nil, err
 	}
-	return &wireCounter{NARBody: body, total: f.wire}, nil
+	return &wireCounter{NARBody: body, total: f.wired}, nil
 }
 
 // wireCounter adds up what an upstream sent, compressed.
 type wireCounter struct {
 	NARBody
 	total func(int64)
-	seen  int64
+	seen  atomic.Int64
+}
+
+func (c *wireCounter) Read(p []byte) (int, error) {
+	n, err := c.NARBody.Read(p)
+	c.count()
+	return n, err
 }
 
 func (c *wireCounter) Close() error {
+	err := c.NARBody.Close()
+	c.count()
+	return err
+}
+
+func (c *wireCounter) count() {
 	n := c.WireBytes()
-	c.total(n - c.seen)
-	c.seen = n
-	return c.NARBody.Close()
+	c.total(n - c.seen.Swap(n))
 }

@@ -186,6 +186,8 @@ func (s site) Self() string                             { return s.host.ID() }
 func (s site) Neighbours() int                          { return s.host.Neighbours() }
 func (s site) News(d verify.PathDigest) <-chan struct{} { return s.host.News(d) }
 
+func (s site) Fetched(own int64) int64 { return s.host.Fetched(own) }
+
 func (s site) Spread() time.Duration { return s.host.Spread() }
 
 func (s site) Tell(d verify.PathDigest, p substituter.Progress) {
@@ -195,7 +197,7 @@ func (s site) Tell(d verify.PathDigest, p substituter.Progress) {
 func (s site) Flying(d verify.PathDigest) []substituter.Flying {
 	var out []substituter.Flying
 	for _, f := range s.host.Flying(d) {
-		out = append(out, substituter.Flying{Peer: neighbour{f.Peer}, Progress: substituter.Progress{Stage: substituter.Stage(f.Stage), Held: f.Held}})
+		out = append(out, substituter.Flying{Peer: neighbour{f.Peer}, Suspect: f.Suspect, Progress: substituter.Progress{Stage: substituter.Stage(f.Stage), Held: f.Held}})
 	}
 	return out
 }

@@ -1,0 +1,70 @@
+package substituter
+
+import (
+	"context"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	uplinkEvery  = 250 * time.Millisecond
+	uplinkWindow = 4     // intervals that a rate is taken over
+	uplinkDecay  = 0.995 // of the best rate, for each interval with traffic: about 2 % a second
+	uplinkLeast  = 16e3  // bytes per second; below, nothing is under way
+)
+
+// uplink measures what this machine and its neighbours together get from central caches. It tells a busy
+// uplink, where asking a second time helps nobody, from a slow neighbour.
+type uplink struct {
+	own, public atomic.Int64 // bytes of NARs that came here, as sent: all, and those that neighbours may know of
+
+	mu     sync.Mutex // guards all below
+	totals []int64    // one for each of the latest intervals
+	use    float64    // bytes per second now
+	best   float64    // and at most lately, 0 unknown
+}
+
+// run measures until ctx ends. site may be nil.
+func (u *uplink) run(ctx context.Context, site Site) error {
+	tick := time.NewTicker(uplinkEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+		total := u.own.Load()
+		if site != nil {
+			total += site.Fetched(u.public.Load())
+		}
+		u.sample(total)
+	}
+}
+
+// sample notes the bytes that came so far, one interval after the last sample.
+func (u *uplink) sample(total int64) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	u.totals = append(u.totals, total)
+	if len(u.totals) <= uplinkWindow {
+		return
+	}
+	u.use = float64(total-u.totals[0]) / (uplinkWindow * uplinkEvery.Seconds())
+	u.totals = u.totals[1:]
+	if u.use > uplinkLeast {
+		u.best = max(u.use, u.best*uplinkDecay)
+	}
+}
+
+// estimate returns how long size more bytes would take beside what is under way now. ok is false where
+// the uplink is more than half busy, or nothing is known of it.
+func (u *uplink) estimate(size int64) (d time.Duration, ok bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.best == 0 || u.use > u.best/2 {
+		return 0, false
+	}
+	return time.Duration(float64(size) / (u.best - u.use) * float64(time.Second)), true
+}
