@@ -215,6 +215,7 @@ office() {
     outcome "machine 3 fills from its neighbours" 3 "$root"
     note "requests to the central cache meanwhile: $(($(asked) - before))"
     check "the store is whole" on 3 nix-store --verify --check-contents
+    check "flurry doctor finds nothing wrong" on 2 flurry doctor
     # No Nix process has the database open now; the agent is no root, and starts anew.
     on 3 systemctl restart flurry
     check "the agent reads the database as a dynamic user" wait_until state 3 ".store.shareable_paths == $paths"
