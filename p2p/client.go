@@ -138,6 +138,7 @@ func (p *Peer) get(ctx context.Context, d *verify.PathDigest, name, byteRange st
 		}
 		return nil, fmt.Errorf("peer %s: %w", p.name, ErrAbsent)
 	case http.StatusServiceUnavailable:
+		p.tellBusy()
 		return nil, fmt.Errorf("peer %s: %w", p.name, ErrBusy)
 	}
 	return nil, fmt.Errorf("peer %s: unexpected status %d", p.name, resp.StatusCode)

@@ -54,6 +54,13 @@ func (p *Peer) Useless(err error) {
 // name has another address now. fn must not block.
 func (h *Host) OnUnreached(fn func()) { h.dialer.unreached.Store(&fn) }
 
+// tellBusy notes for operators that the peer declined; nothing follows from it.
+func (p *Peer) tellBusy() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.trouble.add(p.host.now(), errors.New("says that it is busy"))
+}
+
 // namedAway returns the peers that the operator named and that could not be reached yet, in no order.
 func (d *dialer) namedAway() []PeerStatus {
 	d.mu.Lock()
