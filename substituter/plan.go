@@ -27,6 +27,7 @@ const (
 	// Without a byte for this long a flight that has shown Nix nothing ends: the next substituter is the
 	// better chance. One that has shown bytes holds on, since an abort costs Nix the whole NAR.
 	limitUnseen = 4500 * time.Millisecond
+	lateSilence = 2 * time.Second // is enough once a flight is that old and has still shown nothing
 	limitSeen   = 60 * time.Second
 )
 
@@ -159,7 +160,7 @@ func (p *plan) advance(ctx context.Context, start func(*leg), running int) error
 	if running == 0 && !begun && !p.waiting() && !p.another() {
 		return p.failure()
 	}
-	if silence > p.limit() {
+	if silence > p.limit() || silence > lateSilence && p.late() {
 		return fmt.Errorf("%w: no byte for %v", errNoSource, silence.Round(time.Millisecond))
 	}
 	return nil
@@ -368,6 +369,14 @@ func (p *plan) allAbsent() bool {
 
 // absentWeight is what a definite no counts for: more than all other failures.
 const absentWeight = 100
+
+// late tells whether Nix has waited in vain as long as it should. A flight that got bytes now and then
+// is held to it too: sources that break off again and again bring some each time.
+func (p *plan) late() bool {
+	p.f.mu.Lock()
+	defer p.f.mu.Unlock()
+	return p.f.served == 0 && p.f.asked && time.Since(p.begun)+p.f.spent > limitUnseen
+}
 
 // limit is how long the flight may go without a byte.
 func (p *plan) limit() time.Duration {

@@ -308,7 +308,7 @@ func (w *world) runAlone(f *fault) (c alone) {
 	switch {
 	case code == "200":
 		c.Trouble = "got what nobody honest has"
-	case !strings.Contains(c.Says, ": "):
+	case f.blame != blameNone && !strings.Contains(c.Says, ": "): // a plain no is an answer
 		c.Trouble = "does not say why"
 	}
 	return c
