@@ -143,3 +143,19 @@ func TestAPeersUselessNarinfoCostsItsPlaceOnly(t *testing.T) {
 		}
 	})
 }
+
+func TestADribblingUpstreamIsOvertakenByTheNext(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3*mib)
+		slow := w.upstream("slow", behaviour{corrupt: -1, piece: 5000, perRead: 250 * time.Millisecond}) // 20 kB/s
+		w.upstream("y", honest)
+		start := time.Now()
+		w.wantNAR(get(w.start(), w.narURL()))
+		if took := time.Since(start); took > 5*time.Second {
+			t.Errorf("took %v; alone the slow upstream takes minutes", took)
+		}
+		if len(slow.troubles) == 0 {
+			t.Error("nothing is told of it")
+		}
+	})
+}

@@ -24,6 +24,7 @@ const (
 	// stands for the cache's bytes per second until they were measured.
 	helpLeast = 500 * time.Millisecond
 	helpRate  = 1 << 20
+	helpFloor = 64 << 10 // bytes per second, below which a second central cache is called in beside the first
 	// Without a byte for this long a flight that has shown Nix nothing ends: the next substituter is the
 	// better chance. One that has shown bytes holds on, since an abort costs Nix the whole NAR.
 	limitUnseen = 4500 * time.Millisecond
@@ -294,8 +295,12 @@ func (l *leg) rate(now time.Time) float64 {
 // tooSlowFor tells whether the central cache would have brought the whole NAR long before a peer brings
 // what it has left. mu is held.
 func (p *plan) tooSlowFor(victim *leg, left time.Duration) bool {
-	if _, partial := victim.src.(partialSource); partial || !victim.src.fromPeer() || victim.got == 0 || time.Since(victim.started) < helpLeast {
+	age := time.Since(victim.started)
+	if _, partial := victim.src.(partialSource); partial || victim.got == 0 || age < helpLeast {
 		return false // following others has its own rule
+	}
+	if !victim.src.fromPeer() && float64(victim.got) > helpFloor*age.Seconds() {
+		return false // two downloads would share one slow link
 	}
 	return left > p.tooLong()
 }

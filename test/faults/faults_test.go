@@ -33,6 +33,8 @@ type fault struct {
 	// honest: the bytes are right, they only come slowly or late. With no other source they are what
 	// Nix gets.
 	honest bool
+	// compression of the files that it concerns; "" for all.
+	compression string
 
 	narinfo   func(s *source, p *storePath, text string) string
 	nar       func(s *source, p *storePath, nar []byte) []byte

@@ -295,7 +295,12 @@ func (w *world) runAlone(f *fault) (c alone) {
 		c.Trouble = err.Error()
 		return c
 	}
-	p := w.corpus.paths[2] // uncompressed, so that one that streams its bytes shows them
+	p := w.corpus.paths[2] // uncompressed
+	for _, q := range w.corpus.paths {
+		if q.compression == f.compression {
+			p = q
+		}
+	}
 	code, body, took := fetch(sc.agent.url + "/" + p.Hash().String() + ".narinfo")
 	c.NarInfo, c.Seconds = code, took.Seconds()
 	if code == "200" {

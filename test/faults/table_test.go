@@ -56,7 +56,9 @@ var faults = []*fault{
 	{name: "empty NAR", onNAR: func(q *request) { q.serve(nil) }},
 
 	// Wrong bytes.
-	{name: "extend NARs", nar: func(_ *source, _ *storePath, nar []byte) []byte { return append(nar, "more"...) }},
+	{name: "extend NARs", only: kindPeer, nar: extended},
+	// What follows after the signed size is not even read.
+	{name: "extend NARs", only: kindUpstream, honest: true, blame: blameNone, nar: extended},
 	{name: "flip the first byte", nar: flip(func(int) int { return 0 }), blame: blameBanned},
 	{name: "flip the middle byte", nar: flip(half), blame: blameBanned, quick: true},
 	{name: "flip the last byte", nar: flip(func(n int) int { return n - 1 }), blame: blameBanned, quick: true},
@@ -125,8 +127,8 @@ var faults = []*fault{
 	{name: "narinfo without end", onNarInfo: endless("HTTP/1.1 200 OK\r\n\r\n", "X: y\n")},
 	{name: "gzip bomb for narinfos", onNarInfo: bomb("gzip", "gzip")},
 	{name: "gzip bomb for NARs", onNAR: bomb("gzip", "gzip")},
-	{name: "xz bomb for NARs", only: kindUpstream, onNAR: bombIf("xz")},
-	{name: "zstd bomb for NARs", only: kindUpstream, onNAR: bombIf("zstd")},
+	{name: "xz bomb for NARs", only: kindUpstream, compression: "xz", onNAR: bombIf("xz")},
+	{name: "zstd bomb for NARs", only: kindUpstream, compression: "zstd", onNAR: bombIf("zstd")},
 
 	// Answers that are none.
 	{name: "redirect narinfos to localhost", onNarInfo: redirect("http://127.0.0.1:1/secret")},
@@ -162,6 +164,8 @@ var faults = []*fault{
 		nar: func(_ *source, _ *storePath, nar []byte) []byte { rand.Read(nar); return nar }},
 	{name: "announces bytes it holds, hangs", only: kindPeer, peer: announce(3, true), claimsNothing: true, onNAR: (*request).hang},
 }
+
+func extended(_ *source, _ *storePath, nar []byte) []byte { return append(nar, "more"...) }
 
 // impostor is a peer at whose address another identity is expected.
 func impostor(s *source) (string, error) {
