@@ -432,6 +432,7 @@ func TestMatrix(t *testing.T) {
 		m.Baseline[p.String()] = w.baseline(t, p)
 	}
 	jobs := max(1, atoi(os.Getenv("FLURRY_MATRIX_JOBS")))
+	m.Jobs = jobs
 	match := func(f *fault) bool { return strings.Contains(f.name, only) }
 	m.Cells = each(places(match), jobs, func(p place) cell {
 		c := w.run(p)
@@ -447,6 +448,9 @@ func TestMatrix(t *testing.T) {
 		t.Logf("nobody honest: %-45s narinfo %s, NAR %q, %.2f s: %s  %s", c.Fault, c.NarInfo, c.NAR, c.Seconds, c.Says, c.Trouble)
 		return c
 	})
+	if b, err := os.ReadFile("/proc/loadavg"); err == nil {
+		m.Load = strings.Join(strings.Fields(string(b))[:3], " ")
+	}
 	m.check(t)
 	if err := m.write(out); err != nil {
 		t.Fatal(err)

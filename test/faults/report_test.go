@@ -11,6 +11,8 @@ import (
 // matrix is the whole result.
 type matrix struct {
 	Date     string             `json:"date"`
+	Jobs     int                `json:"cells_at_once"`
+	Load     string             `json:"load_average"` // of the machine at the end: 1, 5 and 15 minutes
 	Baseline map[string]float64 `json:"baseline_seconds"`
 	Cells    []cell             `json:"cells"`
 	Alone    []alone            `json:"nobody_honest"`
@@ -49,7 +51,7 @@ func (m *matrix) write(file string) error {
 
 func (m *matrix) markdown() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "\nMeasured %s.\n", m.Date)
+	fmt.Fprintf(&b, "\nMeasured %s, cells at once: %d, load average of the machine at the end: %s.\n", m.Date, m.Jobs, m.Load)
 	for _, p := range pairs {
 		fmt.Fprintf(&b, "\n## A hostile %s, an honest %s\n\nWithout a fault: %.2f s.\n\n| fault | exit | added s | what is said of the culprit | honest blamed |\n|---|---|---|---|---|\n", p.kind, p.beside, m.Baseline[p.String()])
 		for _, c := range m.Cells {
