@@ -280,11 +280,20 @@ func (s *Server) narFromStore(w http.ResponseWriter, r *http.Request, v *verify.
 		return false
 	}
 	content = binarycache.Counted(binarycache.Counted(content, s.Stats.FromStore.Add), s.Stats.ToNix.Add)
+	began, broke := time.Now(), false
 	binarycache.ServeNAR(w, r, content, 0, func(err error) {
+		broke = true
 		s.Stats.Failed.Add(1)
 		s.log.Warn("serving a NAR from the store broke off", "err", err)
 	})
 	s.Stats.Served.Add(1)
+	if !broke && r.Method == http.MethodGet {
+		log := s.log.With("bytes", v.NarSize(), "ms", time.Since(began).Milliseconds())
+		if v.Scope() == verify.ScopePublic {
+			log = log.With("path", v.Path().Base())
+		}
+		log.Info("NAR served from the store")
+	}
 	return true
 }
 

@@ -215,11 +215,12 @@ mdns = false
 	}
 	// Nix on this machine may ask for its own private paths; nobody else may hear of it.
 	for _, c := range secrets {
-		resp, err := http.Get("http://" + ln.Addr().String() + "/" + c.path.Hash().String() + ".narinfo")
-		if err != nil {
-			t.Fatal(err)
-		}
-		resp.Body.Close()
+		fetch(t, ln, "/"+c.path.Hash().String()+".narinfo")
+		fetch(t, ln, "/"+binarycache.NARURL(c.path.Hash(), c.narHash))
+	}
+	fetch(t, ln, "/"+binarycache.NARURL(shared.path.Hash(), shared.narHash))
+	if line := "NAR served from the store"; !strings.Contains(log.String(), line) || !strings.Contains(log.String(), shared.path.Base()) {
+		t.Errorf("control: the log has no line %q with a public path:\n%s", line, log.String())
 	}
 
 	targets := func(c canary) []string {
