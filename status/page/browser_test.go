@@ -43,6 +43,7 @@ func newSite(t *testing.T, r status.Report) *site {
 	t.Helper()
 	s := &site{t: t, addr: "127.0.0.1:0", report: r}
 	s.page = New(Config{Report: s.get, Check: lively})
+	fillHistory(s.page)
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- s.page.Run(ctx) }()
@@ -50,7 +51,6 @@ func newSite(t *testing.T, r status.Report) *site {
 		stop()
 		<-ended
 	})
-	fillHistory(s.page)
 	s.start()
 	t.Cleanup(s.stop)
 	return s
