@@ -18,7 +18,7 @@ buildGoModule {
   src = source;
 
   # Of what `go mod vendor` writes; `scripts/vendor-hash` computes it, and a test compares.
-  vendorHash = "sha256-pK+Qyh93tgJX36ELtlet8hz2rs7iswn6ZmLVkpEkz8I=";
+  vendorHash = "sha256-iHslGyf5Mu+0o2Ilr7JHjVMcupwwX0tgQkg05PbwYig=";
 
   subPackages = [
     "cmd/flurry"
