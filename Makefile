@@ -54,6 +54,16 @@ fuzz:
 soak: build
 	scripts/soak
 
+# Two hundred agents on a virtual clock, one bad time per seed; SIM_SEED=n replays one.
+SEEDS ?= 20
+.PHONY: sim bench-attack
+sim:
+	SIM_SEEDS=$(SEEDS) go test -count=1 -v -timeout 12h -run ASiteSurvives ./test/sim
+
+# A thousand hostile connections against the built agent: its memory, and whether Nix is still served.
+bench-attack: build
+	scripts/bench-attack
+
 # Known faults of what is compiled in; needs the Go vulnerability database.
 vulncheck:
 	scripts/vulncheck

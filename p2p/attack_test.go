@@ -10,20 +10,11 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"strings"
-	"sync"
-	"sync/atomic"
 	"syscall"
 	"testing"
 	"time"
 
-	"github.com/libp2p/go-libp2p"
-	"github.com/libp2p/go-libp2p/core/host"
-	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
-	"github.com/libp2p/go-libp2p/core/protocol"
-	libp2ptls "github.com/libp2p/go-libp2p/p2p/security/tls"
-	"github.com/libp2p/go-libp2p/p2p/transport/tcp"
-	ma "github.com/multiformats/go-multiaddr"
 
 	"github.com/flurry-nix/flurry/binarycache"
 	"github.com/flurry-nix/flurry/p2p/p2ptest"
@@ -131,26 +122,11 @@ func attack(b *testing.B, n int) {
 	eventually(b, "the honest peer is connected", func() bool { return good.isConnected(target.ID) })
 
 	x, sum := newFakeCatalog().add(b, 99_999, 1, verify.ScopePublic)
-	nar := "GET /" + binarycache.NARURL(x, sum) + " HTTP/1.1\r\nHost: x\r\n\r\n"
-	keys := make([]uint64, 200_000)
-	for k := range keys {
-		keys[k] = uint64(k) * 0x9e3779b97f4a7c15
-	}
-	snap, err := p2ptest.Snapshot(keys)
-	if err != nil {
-		b.Fatal(err)
-	}
-	frames := append(p2ptest.Frame(1, []byte(`{"version":1,"store_dir":"/nix/store"}`)), p2ptest.Frame(2, snap)...)
+	attack := p2ptest.Attack{Target: strings.TrimSpace(address), NAR: binarycache.NARURL(x, sum), Attackers: n}
 	ctx, cancel := context.WithTimeout(context.Background(), 40*time.Second)
 	defer cancel()
-	var wg sync.WaitGroup
-	var connected atomic.Int32
-	for i := range n {
-		wg.Go(func() {
-			time.Sleep(time.Duration(i) * 10 * time.Millisecond) // 100 a second, as fast as they are let in
-			connected.Add(misbehave(ctx, *target, nar, frames))
-		})
-	}
+	connected := make(chan int, 1)
+	go func() { connected <- attack.Run(ctx) }()
 	served, failed := 0, 0
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		p := good.peers.lookup(target.ID)
@@ -169,59 +145,14 @@ func attack(b *testing.B, n int) {
 	peak := residentMB(b, cmd.Process.Pid, "VmHWM")
 	b.ReportMetric(peak, "MB-peak")
 	cancel()
-	wg.Wait()
-	b.ReportMetric(float64(connected.Load()), "got-in")
+	in := <-connected
+	b.ReportMetric(float64(in), "got-in")
 	b.ReportMetric(float64(served), "honest-served")
 	b.ReportMetric(float64(failed), "honest-failed")
-	b.Logf("%.0f MB before, %.0f MB peak, %d got in", quiet, peak, connected.Load())
+	b.Logf("%.0f MB before, %.0f MB peak, %d got in", quiet, peak, in)
 	if peak > 256 || failed > served/10 {
 		b.Errorf("%.0f MB, honest peer served %d times, failed %d times", peak, served, failed)
 	}
-}
-
-// misbehave returns 1 if the attacker was let in.
-func misbehave(ctx context.Context, target peer.AddrInfo, nar string, frames []byte) int32 {
-	h, err := libp2p.New(libp2p.Transport(tcp.NewTCPTransport), libp2p.Security(libp2ptls.ID, libp2ptls.New),
-		libp2p.ResourceManager(&network.NullResourceManager{}), libp2p.DisableRelay(), libp2p.DisableMetrics(),
-		libp2p.NoListenAddrs)
-	if err != nil {
-		return 0
-	}
-	defer h.Close()
-	dial, cancel := context.WithTimeout(ctx, 10*time.Second)
-	err = h.Connect(dial, peer.AddrInfo{ID: target.ID, Addrs: []ma.Multiaddr{target.Addrs[0]}})
-	cancel()
-	if err != nil {
-		return 0
-	}
-	var wg sync.WaitGroup
-	send := func(proto string, data []byte) {
-		wg.Go(func() { raw(ctx, h, target.ID, proto, data) })
-	}
-	send(string(protoHave), frames)
-	send(string(protoHave), frames[:len(frames)/2]) // and stall
-	send(string(protoGroup), []byte("half"))
-	for range 20 {
-		send(string(protoHTTP), append([]byte(nar), make([]byte, 256<<10-len(nar)-100)...)) // and never read the answer
-		send(string(protoHTTP), []byte("GET /nix-cache-info HTTP/1.1\r\nX: "))              // and never end
-	}
-	wg.Wait()
-	return 1
-}
-
-// raw sends data on a new stream and holds it open, reading nothing.
-func raw(ctx context.Context, h host.Host, id peer.ID, proto string, data []byte) {
-	open, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
-	s, err := h.NewStream(network.WithNoDial(open, "attack"), id, protocol.ID(proto))
-	if err != nil {
-		return
-	}
-	defer s.Reset()
-	stop := context.AfterFunc(ctx, func() { s.Reset() })
-	defer stop()
-	s.Write(data)
-	<-ctx.Done()
 }
 
 func residentMB(b *testing.B, pid int, field string) float64 {

@@ -196,11 +196,10 @@ func (s *Server) narInfo(w http.ResponseWriter, r *http.Request, name string) {
 			binarycache.NotFound(w)
 			return
 		}
-		if r.Context().Err() == nil {
-			s.log.Debug("answered a narinfo question with 404 for want of an answer", "err", err) // err may name a private path
-			if s.told.Allow() {
-				s.log.Warn("no source answers narinfo questions; Nix is told 404. flurry status says who is in trouble")
-			}
+		cutIfStopping(r)
+		s.log.Debug("answered a narinfo question with 404 for want of an answer", "err", err) // err may name a private path
+		if s.told.Allow() {
+			s.log.Warn("no source answers narinfo questions; Nix is told 404. flurry status says who is in trouble")
 		}
 		binarycache.NotFoundBecause(w, saysNobodyAnswers)
 		return
@@ -208,6 +207,14 @@ func (s *Server) narInfo(w http.ResponseWriter, r *http.Request, name string) {
 	s.Stats.NarInfoHits.Add(1)
 	s.ahead.answered(got)
 	binarycache.WriteText(w, r, "text/x-nix-narinfo", got.text)
+}
+
+// cutIfStopping ends a request without an answer once the agent is stopping (or Nix has left): Nix then
+// asks the successor. A 404 would be final: it fails the build, and a narinfo's sticks for an hour.
+func cutIfStopping(r *http.Request) {
+	if r.Context().Err() != nil {
+		panic(http.ErrAbortHandler)
+	}
 }
 
 // narInfoForStrangers serves another machine: this store's public paths and nothing else.
@@ -256,7 +263,7 @@ func (s *Server) nar(w http.ResponseWriter, r *http.Request, name string) {
 	got, err := s.finder.findNAR(r.Context(), h, narHash)
 	if err != nil {
 		s.log.Debug("asked for a NAR that nobody knows", "err", err)
-		if errors.Is(err, ErrAbsent) {
+		if cutIfStopping(r); errors.Is(err, ErrAbsent) {
 			binarycache.NotFound(w)
 		} else {
 			binarycache.NotFoundBecause(w, saysNobodyAnswers)
@@ -320,9 +327,8 @@ func (s *Server) narFromFlight(w http.ResponseWriter, r *http.Request, got *foun
 	defer content.close()
 	// Without a byte in hand a quick 404 is the cheapest failure: Nix asks its next substituter.
 	if _, err := content.await(r.Context(), 0); err != nil {
-		if r.Context().Err() == nil {
-			s.finder.forget(got.v.Path().Hash())
-		}
+		cutIfStopping(r)
+		s.finder.forget(got.v.Path().Hash())
 		binarycache.NotFoundBecause(w, saysNobodyServes)
 		return
 	}
@@ -344,6 +350,7 @@ func (s *Server) narDirect(w http.ResponseWriter, r *http.Request, got *found, c
 		}
 	}
 	if !ok {
+		cutIfStopping(r)
 		binarycache.NotFound(w)
 		return
 	}

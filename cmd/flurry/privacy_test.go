@@ -281,7 +281,13 @@ mdns = false
 	if resp, err := r.Get(waiting, id, targets(shared)[0]); err != nil || resp.Status != http.StatusOK {
 		t.Error("not metered any more:", resp.Status, err)
 	}
-	received, _ := r.Messages()
+	received, sent := r.Messages()
+	bytesIn := 0
+	for _, m := range received {
+		bytesIn += len(m)
+	}
+	t.Logf("the peer received %d messages, %d bytes in all, and sent %d; searched for %d private paths (%d requests for each), none named; the same search finds a public one by: %s",
+		len(received), bytesIn, len(sent), len(secrets), len(targets(mixed)), found)
 	if bytes.Contains(bytes.Join(received, nil), []byte("private-1:")) {
 		t.Error("a private key's signature left the machine")
 	}

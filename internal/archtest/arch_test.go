@@ -77,7 +77,7 @@ func TestTheRulesBite(t *testing.T) {
 		{from: "./p2p", to: "zombiezen.com/go/sqlite"},
 		{from: "./store", to: "github.com/nix-community/go-nix/pkg/sqlite", test: true},
 		{from: "./cmd/flurry", to: "C"},
-		{from: "./p2p", to: "github.com/grandcat/zeroconf"},
+		{from: "./p2p", to: "github.com/godbus/dbus/v5"},
 	} {
 		if !forbidden(e) {
 			t.Errorf("%s may import %s (test: %v)", e.from, e.to, e.test)

@@ -28,6 +28,9 @@ type world struct {
 var theWorld world
 
 func TestMain(m *testing.M) {
+	if spec := os.Getenv(attackEnv); spec != "" {
+		os.Exit(runAttacker(spec))
+	}
 	os.Exit(run(m))
 }
 

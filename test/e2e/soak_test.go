@@ -7,7 +7,6 @@ import (
 	"maps"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,7 +55,7 @@ func TestSoak(t *testing.T) {
 		m.startAgent(agentConfig{})
 	}
 	s.fill(s.machine[1], slices.Sorted(maps.Keys(s.w.corpus.paths))[0], make(chan struct{}))
-	before := s.measure(s.machine[1].agent)
+	before := vitalsOf(t, s.machine[1].agent)
 	t.Logf("before: %v", before)
 
 	stop := make(chan struct{})
@@ -77,13 +76,13 @@ func TestSoak(t *testing.T) {
 		t.Logf("machine %d: %s paths, all verify", m.n, strings.TrimSpace(m.must("sh", "-c", "nix path-info --all | wc -l")))
 	}
 	time.Sleep(soakSettle)
-	after := s.measure(s.machine[1].agent)
+	after := vitalsOf(t, s.machine[1].agent)
 	t.Logf("after:  %v", after)
 	if after.goroutines > before.goroutines+soakGoroutines || after.files > before.files+soakFiles || after.resident > soakResident {
 		t.Errorf("the agent grew: %v, then %v", before, after)
 	}
 	for _, m := range s.machine[2:] {
-		t.Logf("machine %d: %v", m.n, s.measure(m.agent))
+		t.Logf("machine %d: %v", m.n, vitalsOf(t, m.agent))
 	}
 	if s.fills.Load() == 0 || len(blows) < 3 {
 		t.Error("nothing much happened")
@@ -158,8 +157,10 @@ func (s *soak) havoc(length time.Duration) map[string]int {
 			m.agent.start()
 		case 2:
 			blows["agent restarted"]++
+			s.broken.Add(1) // without systemd's socket nobody holds the port in between
 			m.agent.stop()
 			m.agent.start()
+			s.broken.Add(1)
 		case 3:
 			blows["cable pulled"]++
 			m = s.machine[1+s.rnd.IntN(3)]
@@ -189,52 +190,4 @@ func (s *soak) wan(state string) {
 	if out, err := s.command(s.t.Context(), "", "sw", "ip", "link", "set", "wan", state).CombinedOutput(); err != nil {
 		s.t.Fatalf("ip link set wan %s: %v: %s", state, err, out)
 	}
-}
-
-// vitals are what an agent holds.
-type vitals struct {
-	pid, goroutines, files int
-	resident, peak         int64 // bytes
-}
-
-func (v vitals) String() string {
-	return fmt.Sprintf("pid %d, %d goroutines, %d descriptors, %.0f MB resident, %.0f MB at its peak", v.pid, v.goroutines, v.files, float64(v.resident)/1e6, float64(v.peak)/1e6)
-}
-
-// measure looks at the process that serves.
-func (s *soak) measure(a *agent) vitals {
-	s.t.Helper()
-	c := a.children()
-	if len(c) == 0 {
-		s.t.Fatal("no agent serves")
-	}
-	v := vitals{pid: c[0]}
-	for line := range strings.Lines(string(ask(s.t, a.m, "GET", agentURL+"/metrics", nil).body)) {
-		if n, ok := strings.CutPrefix(line, "flurry_goroutines "); ok {
-			v.goroutines, _ = strconv.Atoi(strings.TrimSpace(n))
-		}
-	}
-	files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", v.pid))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	v.files = len(files)
-	b, err := os.ReadFile(filepath.Join("/proc", fmt.Sprint(v.pid), "status"))
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	for line := range strings.Lines(string(b)) {
-		f := strings.Fields(line)
-		if len(f) < 2 {
-			continue
-		}
-		kb, _ := strconv.ParseInt(f[1], 10, 64)
-		switch f[0] {
-		case "VmRSS:":
-			v.resident = kb << 10
-		case "VmHWM:":
-			v.peak = kb << 10
-		}
-	}
-	return v
 }
