@@ -1,8 +1,10 @@
 package substituter
 
 import (
+	"cmp"
 	"context"
 	"errors"
+	"io"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -12,6 +14,8 @@ import (
 	"time"
 
 	"golang.org/x/time/rate"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/flurry-nix/flurry/verify"
 )
@@ -27,6 +31,7 @@ const (
 	touchAfter   = 24 * time.Hour // refresh a used entry's age at most that often
 	janitorEvery = 6 * time.Hour
 	writeQueue   = 1024 // narinfos waiting for the disk; more are not cached
+	writePause   = 50 * time.Millisecond
 	sweepWrites  = 4096 // after so many the cache is looked at before its time
 	blockSize    = 4096 // bytes that a small file takes on most disks
 )
@@ -141,40 +146,58 @@ func (c *narInfoCache) run(ctx context.Context) error {
 		select {
 		case w := <-c.queue:
 			c.write(w)
+			select { // Nix asks hundreds in a row: the answers come first
+			case <-time.After(writePause):
+			case <-ctx.Done():
+			}
+			c.drain()
 		case <-tick.C:
 			c.sweep(ctx)
 		case <-ctx.Done():
-			for {
-				select {
-				case w := <-c.queue:
-					c.write(w)
-				default:
-					return nil
-				}
-			}
+			c.drain()
+			return nil
 		}
 	}
 }
 
-// write puts an entry in place whole. It is not synced: after a power cut a torn entry does not verify.
-func (c *narInfoCache) write(w cacheWrite) {
-	file := c.file(w.h)
-	tmp := file + ".new"
-	err := os.WriteFile(tmp, []byte(w.text), 0o600)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(filepath.Dir(file), 0o700); err == nil {
-			err = os.WriteFile(tmp, []byte(w.text), 0o600)
+// drain writes what is queued.
+func (c *narInfoCache) drain() {
+	for {
+		select {
+		case w := <-c.queue:
+			c.write(w)
+		default:
+			return
 		}
 	}
-	if err == nil {
-		err = os.Rename(tmp, file)
+}
+
+// write puts an entry in place with as few system calls as can be, neither synced nor renamed: what is
+// read half written, or after a power cut, does not verify and is only a question more.
+func (c *narInfoCache) write(w cacheWrite) {
+	file := c.file(w.h)
+	err := writeFile(file, w.text)
+	if errors.Is(err, fs.ErrNotExist) {
+		if err = os.MkdirAll(filepath.Dir(file), 0o700); err == nil {
+			err = writeFile(file, w.text)
+		}
 	}
 	if err != nil {
-		os.Remove(tmp) // a part of it may be there
-		c.full.Do(func() {
-			c.log.Warn("narinfos cannot be cached: make room for the state directory, or make it writable", "err", err)
-		})
+		c.log.Warn("a narinfo could not be cached; is the state directory's disk full?", "err", err)
 	}
+}
+
+// writeFile is os.WriteFile without its attempt to make the file pollable.
+func writeFile(file, text string) error {
+	fd, err := unix.Open(file, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return &fs.PathError{Op: "open", Path: file, Err: err}
+	}
+	defer unix.Close(fd)
+	if n, err := unix.Write(fd, []byte(text)); err != nil || n < len(text) {
+		return &fs.PathError{Op: "write", Path: file, Err: cmp.Or(err, io.ErrShortWrite)}
+	}
+	return nil
 }
 
 // sweep removes entries that are too old and, while there are too many, those whose use lies back
