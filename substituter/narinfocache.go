@@ -30,7 +30,7 @@ const (
 
 	touchAfter   = 24 * time.Hour // refresh a used entry's age at most that often
 	janitorEvery = 6 * time.Hour
-	writeQueue   = 1024 // narinfos waiting for the disk; more are not cached
+	writeQueue   = 4096 // narinfos waiting for the disk, some 1 KiB each; more are not cached
 	writePause   = 50 * time.Millisecond
 	sweepWrites  = 4096 // after so many the cache is looked at before its time
 	blockSize    = 4096 // bytes that a small file takes on most disks
@@ -145,17 +145,27 @@ func (c *narInfoCache) run(ctx context.Context) error {
 		}
 		select {
 		case w := <-c.queue:
+			c.awaitLull(ctx)
 			c.write(w)
-			select { // Nix asks hundreds in a row: the answers come first
-			case <-time.After(writePause):
-			case <-ctx.Done():
-			}
 			c.drain()
 		case <-tick.C:
 			c.sweep(ctx)
 		case <-ctx.Done():
 			c.drain()
 			return nil
+		}
+	}
+}
+
+// awaitLull waits for a moment without news: Nix asks hundreds of questions in a row, a file costs as much
+// as two answers, and the answers come first.
+func (c *narInfoCache) awaitLull(ctx context.Context) {
+	for n := -1; n != len(c.queue) && len(c.queue) < writeQueue/2; {
+		n = len(c.queue)
+		select {
+		case <-time.After(writePause):
+		case <-ctx.Done():
+			return
 		}
 	}
 }

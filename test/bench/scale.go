@@ -114,7 +114,7 @@ func (b *bench) scaleOnce(res *result, f *server, c *corpus, again string, start
 		if err == nil && st.Store.Shareable == scalePaths {
 			break
 		}
-		if time.Since(start) > 3*time.Minute {
+		if time.Since(start) > 10*time.Minute {
 			return fmt.Errorf("signatures are not checked: %+v", st)
 		}
 		time.Sleep(50 * time.Millisecond)
