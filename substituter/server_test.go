@@ -308,6 +308,7 @@ func TestNarInfosSurviveRestartAndLossOfUpstream(t *testing.T) {
 		w := newWorld(t, 10)
 		up := w.upstream("x", honest)
 		get(w.start(), w.path.Hash().String()+".narinfo")
+		time.Sleep(time.Second) // it is written in the lull
 		synctest.Wait()
 		up.become(behaviour{refuse: true, corrupt: -1})
 		s := w.start()
@@ -330,6 +331,7 @@ func TestADamagedCacheEntryIsOnlyAQuestionMore(t *testing.T) {
 		up := w.upstream("x", honest)
 		s := w.start()
 		get(s, w.path.Hash().String()+".narinfo")
+		time.Sleep(time.Second) // it is written in the lull
 		synctest.Wait()
 		if err := os.WriteFile(s.finder.disk.file(w.path.Hash()), []byte("from http://x\nStorePath: /nix"), 0o600); err != nil {
 			t.Fatal(err)
