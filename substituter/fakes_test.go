@@ -18,6 +18,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -239,6 +240,7 @@ type body struct {
 	b      behaviour
 	nar    []byte
 	off    int
+	wire   atomic.Int64 // off, for WireBytes
 	ctx    context.Context
 	closed chan struct{}
 	once   sync.Once
@@ -250,7 +252,7 @@ func (b *body) Close() error {
 	return nil
 }
 
-func (b *body) WireBytes() int64 { return int64(b.off) }
+func (b *body) WireBytes() int64 { return b.wire.Load() }
 
 func (b *body) Read(p []byte) (int, error) {
 	if b.b.perRead > 0 {
@@ -288,6 +290,7 @@ func (b *body) Read(p []byte) (int, error) {
 		}
 	}
 	b.off += n
+	b.wire.Store(int64(b.off))
 	return n, nil
 }
 
