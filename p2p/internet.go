@@ -48,7 +48,7 @@ const (
 	relayCandidates = 4
 	relayAskEvery   = 30 * time.Second
 	observers       = 2               // machines that must see us under an address before it is announced; see docs/decisions
-	punchPatience   = 4 * time.Second // for a relayed connection to become a direct one
+	punchPatience   = 1200 * time.Millisecond // for a relayed connection to become a direct one before it is used
 )
 
 // remotes is what a Host needs beyond its site.

@@ -59,7 +59,16 @@ func TestPathsTravelBetweenLANsAcrossTheInternet(t *testing.T) {
 	eventually(t, "the NATed machine's paths are announced", func() bool { return internet(second).ProvidedKeys == len(want) })
 	seeder.agent.stop()
 	began = time.Now()
-	succeeded(t, third.realise(root))
+	// The seeder's records lead nowhere and a hole has to be punched: without a central cache a first
+	// NAR may be given up before both are known.
+	var r result
+	for try := 1; try <= 3; try++ {
+		if r = third.realise(root); r.code == 0 {
+			break
+		}
+		t.Logf("try %d: exit status %d", try, r.code)
+	}
+	succeeded(t, r)
 	logTook(t, "from the NATed LAN 2 to the NATed LAN 3", time.Since(began))
 	third.hasExactly(want)
 	id, how := second.agent.status().PeerID, ""
