@@ -47,7 +47,7 @@ const (
 	relayBuffer     = 16 << 10
 	relayCandidates = 4
 	relayAskEvery   = 30 * time.Second
-	observers       = 2               // machines that must see us under an address before it is announced; see docs/decisions
+	observers       = 2                       // machines that must see us under an address before it is announced; see docs/decisions
 	punchPatience   = 1200 * time.Millisecond // for a relayed connection to become a direct one before it is used
 )
 

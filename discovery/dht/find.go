@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	findPatience = 4 * time.Second // of one look-up; callers wait less
-	findMost     = 8               // providers of one path
+	findPatience = 4 * time.Second        // of one look-up; callers wait less
+	findGrace    = 300 * time.Millisecond // for more of them after the first
+	findMost     = 8                      // providers of one path
 	answersKept  = 1 << 12
 	hitLife      = time.Minute
 	missLife     = 5 * time.Minute
@@ -58,10 +59,14 @@ func (d *DHT) lookUp(ctx context.Context, key Key) []discovery.Found {
 		return nil
 	}
 	d.stats.lookups.Add(1)
+	asking, enough := context.WithCancel(ctx)
+	defer enough()
 	var found []discovery.Found
-	for info := range node.FindProvidersAsync(ctx, cid.NewCidV1(cid.Raw, key.multihash()), findMost) {
+	for info := range node.FindProvidersAsync(asking, cid.NewCidV1(cid.Raw, key.multihash()), findMost) {
 		if f, ok := d.hint(info); ok {
-			found = append(found, f)
+			if found = append(found, f); len(found) == 1 {
+				defer time.AfterFunc(findGrace, enough).Stop() // a node that is gone holds the look-up for seconds
+			}
 		}
 	}
 	life := hitLife
