@@ -205,7 +205,7 @@ func contentRange(h http.Header) (start, total int64, ok bool) {
 	if size != "*" {
 		total, err2 = strconv.ParseInt(size, 10, 64)
 	}
-	return start, total, err == nil && err2 == nil
+	return start, total, err == nil && err2 == nil && start >= -1 && total >= -1
 }
 
 // Read implements io.Reader. Its errors stick.
