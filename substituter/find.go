@@ -296,7 +296,7 @@ func (f *finder) findNAR(ctx context.Context, h verify.StoreHash, narHash verify
 	return f.ask(ctx, h, f.peers.Holders(h.Digest(), 0), func(v *verify.Verified) bool { return v.NarHash() == narHash })
 }
 
-// forget drops what is remembered of h after its NAR could not be had anywhere.
+// forget drops what is remembered of h after a source that should have had its NAR did not.
 func (f *finder) forget(h verify.StoreHash) {
 	f.memory.Remove(h)
 	f.disk.drop(h)

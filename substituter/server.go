@@ -328,7 +328,9 @@ func (s *Server) narFromFlight(w http.ResponseWriter, r *http.Request, got *foun
 	// Without a byte in hand a quick 404 is the cheapest failure: Nix asks its next substituter.
 	if _, err := content.await(r.Context(), 0); err != nil {
 		cutIfStopping(r)
-		s.finder.forget(got.v.Path().Hash())
+		if errors.Is(err, ErrAbsent) { // its location may be old; one that could not be asked is no reason
+			s.finder.forget(got.v.Path().Hash())
+		}
 		binarycache.NotFoundBecause(w, saysNobodyServes)
 		return
 	}

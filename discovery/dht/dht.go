@@ -34,7 +34,8 @@ const protocolPrefix = "/flurry"
 
 const (
 	joinEvery    = 30 * time.Second // while there are no peers, at most; sooner at first
-	saveEvery    = 5 * time.Minute
+	saveSoon     = 5 * time.Second  // after the start: at the end the host may be closed already
+	saveEvery    = time.Minute
 	meetEvery    = time.Minute
 	acquainted   = 8 // agents hinted at
 	quietEvery   = time.Second
@@ -221,7 +222,7 @@ func (d *DHT) origins() []peer.AddrInfo { return append(slices.Clone(d.begin), d
 func (d *DHT) join(ctx context.Context, node *kad.IpfsDHT) {
 	defer d.save(node)
 	pause := time.Second
-	save := d.now().Add(saveEvery)
+	save := d.now().Add(saveSoon)
 	for ctx.Err() == nil {
 		if node.RoutingTable().Size() == 0 {
 			d.greet(ctx)

@@ -77,7 +77,8 @@ func (d *DHT) provide(ctx context.Context, node *kad.IpfsDHT) {
 		}
 	})
 	defer unwatch()
-	for node.RoutingTable().Size() == 0 && ctx.Err() == nil {
+	// A record without an address leads nowhere: who is behind a NAT needs a relay's first.
+	for (node.RoutingTable().Size() == 0 || len(d.ownAddrs()) == 0) && ctx.Err() == nil {
 		sleep(ctx, time.Second)
 	}
 	if ctx.Err() != nil {
@@ -112,7 +113,7 @@ func (d *DHT) newProvider(node *kad.IpfsDHT) (*provider.SweepingProvider, error)
 		provider.WithHost(d.host),
 		provider.WithRouter(node),
 		provider.WithMessageSender(node.MessageSender()),
-		provider.WithSelfAddrs(func() []ma.Multiaddr { return d.publicOnly(d.host.Addrs()) }),
+		provider.WithSelfAddrs(d.ownAddrs),
 		provider.WithKeystore(&d.keys),
 		provider.WithReprovideInterval(d.cfg.Provide.Interval),
 		provider.WithConnectivityCheckOnlineInterval(10*time.Second),
@@ -120,6 +121,9 @@ func (d *DHT) newProvider(node *kad.IpfsDHT) (*provider.SweepingProvider, error)
 		provider.WithMaxProvideConnsPerWorker(8),
 	)
 }
+
+// ownAddrs are those under which the internet reaches this machine, directly or through a relay.
+func (d *DHT) ownAddrs() []ma.Multiaddr { return d.publicOnly(d.host.Addrs()) }
 
 // provideAll announces everything; what an earlier run announced within the interval is only scheduled.
 func (d *DHT) provideAll(ctx context.Context, sweep *provider.SweepingProvider, pace *rate.Limiter) {
