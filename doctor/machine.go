@@ -59,7 +59,7 @@ type Upstream struct {
 	Skew time.Duration // its clock minus ours; valid if HasDate
 	// HasDate: the answer told its time.
 	HasDate bool
-	Rate    float64 // NAR bytes per second measured lately, 0 unknown
+	Rate    float64 // NAR bytes per second of all together, measured lately; 0 unknown or said of another
 }
 
 // Peers is the part that talks to other agents.

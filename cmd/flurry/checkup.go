@@ -79,6 +79,9 @@ func (a *agent) lookAtUpstreams(ctx context.Context) []doctor.Upstream {
 		})
 	}
 	wg.Wait()
+	if len(out) > 0 {
+		out[0].Rate = a.savings.Savings().UpstreamRate // of all together; said once
+	}
 	return out
 }
 
