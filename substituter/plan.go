@@ -239,6 +239,7 @@ func (p *plan) assign(src source) *leg {
 		if !src.seeks() {
 			l.end = f.v.NarSize() // it passes by everything anyway
 		}
+		p.overtake(l, now)
 		return l
 	}
 	if p.lone || victim == nil || !src.seeks() && !p.tooSlowFor(victim, most) {
@@ -274,6 +275,16 @@ func (p *plan) atWork(src source, now time.Time) (busy spans, victim *leg, most 
 		busy = busy.add(s.from, s.to) // somebody else should bring these
 	}
 	return busy, victim, most
+}
+
+// overtake notes which silent legs l is started beside: they are told of even if their next byte comes just
+// then. mu is held.
+func (p *plan) overtake(l *leg, now time.Time) {
+	for o := range p.f.legs {
+		if o.silent(now) > o.src.patience() && o.pos < l.end && l.pos < o.end {
+			o.slow = true
+		}
+	}
 }
 
 // halve takes half of what another leg has left; mu is held.
@@ -400,17 +411,17 @@ func (p *plan) ended(l *leg, err error) {
 	if took := time.Since(l.started).Seconds(); l.got >= rateLeast && took > 0 {
 		p.ask.rates[l.src.name()] = float64(l.got) / took
 	}
-	if err == nil {
+	p.f.mu.Lock()
+	overtaken, trouble := l.slow, l.trouble(time.Now())
+	p.f.mu.Unlock()
+	if err == nil && !overtaken {
 		return
 	}
 	if l.got > 0 {
 		p.f.all.stats.Switched.Add(1)
 	}
 	name := l.src.name()
-	if l.dismissed {
-		p.f.mu.Lock()
-		trouble := l.trouble(time.Now())
-		p.f.mu.Unlock()
+	if l.dismissed || err == nil { // an overtaken one ends well where its next byte finds all the others there
 		if trouble != nil {
 			p.failures[name]++
 			l.src.flaky(trouble)
