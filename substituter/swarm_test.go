@@ -51,7 +51,8 @@ func TestLiarsAmongManyCostAChunkNotTheNAR(t *testing.T) {
 		if took := time.Since(start); took > 300*time.Millisecond {
 			t.Errorf("took %v, six honest ones need 171 ms", took)
 		}
-		if more := s.Stats.FromPeers.Load() - size; more > 2*runFirst {
+		// Two runs a liar: the second is asked for before the first is judged.
+		if more := s.Stats.FromPeers.Load() - size; more > 4*runFirst {
 			t.Errorf("%d bytes were fetched twice", more)
 		}
 		wantVerdicts(t, w, "p2", "p5")
