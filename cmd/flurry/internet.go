@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -189,10 +190,10 @@ type remote struct {
 	dht *dht.DHT
 }
 
-func (r remote) Flaky(err error) {
+func (r remote) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size, from, to int64) (io.ReadCloser, error) {
+	body, err := r.neighbour.NAR(ctx, h, narHash, size, from, to)
 	if errors.Is(err, substituter.ErrAbsent) {
 		r.dht.Dead(r.ID())
-		return
 	}
-	r.neighbour.Flaky(err)
+	return body, err
 }

@@ -78,7 +78,7 @@ type DHT struct {
 	dead    *lru.Cache[peer.ID, time.Time] // records that led nowhere, until
 	stats   counters
 
-	mu       sync.Mutex // guards friends
+	mu       sync.Mutex // guards friends and, from Run on, seen
 	friends  []peer.ID
 	provided atomic.Int64
 }
@@ -164,7 +164,6 @@ func (d *DHT) session(ctx context.Context, found func(discovery.Found)) error {
 	})
 	work.Wait()
 	d.node.Store(nil)
-	d.save(node)
 	return node.Close()
 }
 
@@ -216,7 +215,11 @@ func (d *DHT) reachable(list []ma.Multiaddr) bool {
 }
 
 // origins are those to begin with.
-func (d *DHT) origins() []peer.AddrInfo { return append(slices.Clone(d.begin), d.seen...) }
+func (d *DHT) origins() []peer.AddrInfo {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return append(slices.Clone(d.begin), d.seen...)
+}
 
 // join connects to some known peers until there are others, and again whenever all are lost.
 func (d *DHT) join(ctx context.Context, node *kad.IpfsDHT) {

@@ -354,3 +354,13 @@ func TestBadConfigurationIsExplained(t *testing.T) {
 		t.Error("a bootstrap node without an id is taken")
 	}
 }
+
+// hasPrefix tells whether the place begins with the bits of prefix, written as '0' and '1'.
+func (p place) hasPrefix(prefix bitstr.Key) bool {
+	for i := range min(len(prefix), 8*len(p)) {
+		if p[i/8]>>(7-i%8)&1 != prefix[i]-'0' {
+			return false
+		}
+	}
+	return true
+}

@@ -54,16 +54,6 @@ func (k Key) place() place {
 
 type place [sha256.Size]byte
 
-// hasPrefix tells whether the place begins with the bits of prefix, written as '0' and '1'.
-func (p place) hasPrefix(prefix bitstr.Key) bool {
-	for i := range min(len(prefix), 8*len(p)) {
-		if p[i/8]>>(7-i%8)&1 != prefix[i]-'0' {
-			return false
-		}
-	}
-	return true
-}
-
 // keySet is what is provided, ordered by place: 64 bytes a key, where the library's own store takes some
 // 400. It lives in memory only; the store tells it anew at each start. mu guards list.
 type keySet struct {
