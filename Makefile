@@ -6,7 +6,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)
 FUZZTIME ?= 20s
 export CGO_ENABLED ?= 0
 
-.PHONY: build run demo test bench bench-swarm bench-site lint cross fuzz soak vulncheck clean matrix
+.PHONY: build run demo test bench bench-swarm bench-site bench-alone bench-misses lint cross fuzz soak vulncheck clean matrix
 
 # flurry-standby is for systemd: it answers Nix where the agent cannot (docs/install.md).
 build:
@@ -29,6 +29,14 @@ bench: build
 # One site, one download: N=8 RATE=50 (Mbit/s) and more options in ARGS; see scripts/bench-site --help.
 bench-site: build
 	scripts/bench-site $(or $(N),8) --rate $(or $(RATE),50) $(ARGS)
+
+# One machine alone, or beside bad neighbours, against the central cache itself, in pairs: ARGS="--case slow".
+bench-alone: build
+	scripts/bench-alone $(ARGS)
+
+# Packets to 24 neighbours for 10,000 narinfos that nobody has.
+bench-misses: build
+	scripts/bench-misses $(ARGS)
 
 # Every fault there is a name for, as a peer and as an upstream, against the built agent and real Nix;
 # writes docs/faults.md. ONLY=dribble runs those rows alone, into a file of its own. About ten minutes.

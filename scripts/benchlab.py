@@ -43,8 +43,8 @@ class Corpus:
         self.dir = name if "/" in name else os.path.join(cache_dir(), name)
         if name in ("small", "medium", "large") and not os.path.exists(os.path.join(self.dir, "stamp")):
             run([os.path.join(REPO, "lab/make-corpus"), "-c", "mixed", self.dir, name])
-        elif name == "big":
-            make_big(self.dir)
+        elif name.startswith("big") and (name == "big" or name[3:].isdigit()):
+            make_big(self.dir, int(name[3:] or 1024) << 20)
         with open(os.path.join(self.dir, "key.pub")) as f:
             self.key = f.read().strip()
         with open(os.path.join(self.dir, "roots.tsv")) as f:
@@ -55,8 +55,8 @@ class Corpus:
         self.nar_bytes = sum(int(p[1]) for p in self.paths)
 
 
-def make_big(to, size=1 << 30):
-    """One path whose NAR is 1 GiB of bytes that do not compress."""
+def make_big(to, size):
+    """One path whose NAR is size bytes that do not compress."""
     if os.path.exists(os.path.join(to, "roots.tsv")):
         return
     shutil.rmtree(to, ignore_errors=True)
@@ -175,6 +175,10 @@ class Lab:
     def exec(self, i, *args):
         return run(self.command(i, *args), env=self.env)
 
+    def feed(self, i, lines, *args):
+        """Runs a command on machine i that reads these lines."""
+        return run(self.command(i, *args), env=self.env, input="\n".join(lines) + "\n")
+
     def substituters(self, i, url):
         with open(self.home(i, "etc/nix.conf"), "w") as f:
             f.write(NIX_CONF.format(substituters=url, key=self.corpus.key))
@@ -233,13 +237,13 @@ class Lab:
                            stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
         return json.loads(r.stdout) if r.returncode == 0 else None
 
-    def await_peers(self, i, n, paths=0, limit=40):
-        """Waits until machine i is connected with n peers, one of which offers so many paths."""
+    def await_peers(self, i, n, paths=0, offering=1, limit=40):
+        """Waits until machine i is connected with n peers, so many of which offer so many paths."""
         for _ in range(limit * 5):
             s = self.status(i)
             if s:
                 there = [p for p in s["peers"] if p["state"] == "connected"]
-                if len(there) >= n and (not paths or any(p["paths"] >= paths for p in there)):
+                if len(there) >= n and (not paths or sum(p["paths"] >= paths for p in there) >= offering):
                     return
             time.sleep(0.2)
         raise SystemExit(f"machine {i} does not find its {n} neighbours; see {self.home(i, 'agent/log')}")
@@ -296,3 +300,14 @@ class Client:
             os.killpg(self.p.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass
+
+
+def finish(clients):
+    """Waits for clients; returns each machine's seconds."""
+    took = {}
+    for c in clients:
+        took[c.i] = c.wait()
+        if c.code:
+            with open(c.log.name) as f:
+                raise SystemExit(f"Nix failed on machine {c.i}: " + f.read()[-1500:])
+    return took

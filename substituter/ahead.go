@@ -1,7 +1,9 @@
 package substituter
 
 import (
+	"cmp"
 	"context"
+	"slices"
 	"sync"
 	"time"
 
@@ -18,6 +20,7 @@ const (
 	askedMost      = 1 << 14 // paths that Nix asked about lately
 	askedFresh     = 10 * time.Minute
 	aheadNARs      = 6                // NARs under way that Nix has not asked for yet
+	aheadBusy      = 3                // the same while the uplink is busy: more would only starve each other
 	aheadBytes     = 512 << 20        // bytes of NARs fetched or under way that Nix has not asked for yet
 	aheadAbandoned = 15 * time.Second // without a request of Nix's the rest of a closure is not fetched
 )
@@ -158,6 +161,7 @@ func (a *ahead) closureAround(h verify.StoreHash) []*found {
 			}
 		}
 	}
+	needs := needed(known)
 	var order []*found
 	done := map[verify.StoreHash]bool{h: true}
 	var visit func(verify.StoreHash)
@@ -166,7 +170,9 @@ func (a *ahead) closureAround(h verify.StoreHash) []*found {
 			return
 		}
 		done[at] = true
-		for _, to := range references(known[at].v) {
+		refs := references(known[at].v)
+		slices.SortStableFunc(refs, func(a, b verify.StoreHash) int { return cmp.Compare(needs(b), needs(a)) })
+		for _, to := range refs {
 			visit(to)
 		}
 		order = append(order, known[at])
@@ -175,6 +181,27 @@ func (a *ahead) closureAround(h verify.StoreHash) []*found {
 		visit(roots[i])
 	}
 	return order
+}
+
+// needed returns how many bytes of NARs a path needs one after the other at most, its own included: the
+// weight of the longest way down. Nix unpacks a path after its references, so that the long ways come first
+// and what is left at the end is short.
+func needed(known map[verify.StoreHash]*found) func(verify.StoreHash) int64 {
+	sums := map[verify.StoreHash]int64{}
+	var sum func(verify.StoreHash) int64
+	sum = func(h verify.StoreHash) int64 {
+		if n, ok := sums[h]; ok || known[h] == nil {
+			return n
+		}
+		sums[h] = 0 // a circle, which Nix does not make, ends here
+		var below int64
+		for _, to := range references(known[h].v) {
+			below = max(below, sum(to))
+		}
+		sums[h] = known[h].v.NarSize() + below
+		return sums[h]
+	}
+	return sum
 }
 
 // references returns the store hashes that a path refers to, itself excepted.

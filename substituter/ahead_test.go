@@ -86,3 +86,27 @@ func TestClosureOrderIsLeavesFirst(t *testing.T) {
 		}
 	})
 }
+
+// What needs the longest row of NARs comes first, so that little is left to unpack after the last byte.
+func TestTheLongestWayIsFetchedFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 10)
+		w.upstream("x", honest)
+		begin, light, heavy := w.add("begin", 10), w.add("light", 100), w.add("heavy", 9000)
+		above := w.add("above", 10, heavy)
+		root := w.add("root", 10, begin, light, above)
+		s := w.start()
+		for _, p := range []verify.StorePath{root, begin, light, heavy, above} {
+			get(s, p.Hash().String()+".narinfo")
+		}
+		s.ahead.mu.Lock()
+		defer s.ahead.mu.Unlock()
+		var names []string
+		for _, f := range s.ahead.closureAround(begin.Hash()) {
+			names = append(names, f.v.Path().Name())
+		}
+		if !slices.Equal(names, []string{"heavy", "above", "light", "root"}) {
+			t.Errorf("order %v", names)
+		}
+	})
+}

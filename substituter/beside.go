@@ -13,11 +13,16 @@ const (
 	// quicker, and it matters.
 	followRatio = 3
 	slowLeast   = 700 * time.Millisecond
+	slowTurn    = time.Second // further for each follower that comes before: one tries, not all
 	// Whether it pays shows after trialTime. Where it did not, the next trial waits, longer each time.
 	trialTime  = 1500 * time.Millisecond
 	trialLeast = 300 * time.Millisecond
-	trialPause = 5 * time.Second
+	trialPause = 30 * time.Second
 	trialMost  = 2 * time.Minute
+	// Where one NAR is all that the uplink carries, nobody knows whether it or the machine that fetches it is
+	// what is slow. The first of those that follow tries it after probeAfter, if more than probeLeft is still to come.
+	probeAfter = 8 * time.Second
+	probeLeft  = 20 * time.Second
 	// Of two machines whose claims crossed one gives up if it misses more than this, bytes.
 	yieldLeast = 256 << 10
 )
@@ -178,16 +183,34 @@ func (n Flying) held() (sum int64) {
 
 // tooSlow tells whether the neighbours' bytes come so slowly that the central cache should be asked too.
 func (p *plan) tooSlow() bool {
-	elapsed := time.Since(p.begun)
-	if p.claim.stage != StageFollowing || elapsed < slowLeast || !p.f.all.trials.may(p) {
+	elapsed, before := time.Since(p.begun), p.before()
+	if p.claim.stage != StageFollowing || elapsed < slowLeast+time.Duration(before)*slowTurn || !p.f.all.trials.may(p) {
 		return false
 	}
 	upstream, room := p.f.all.uplink.estimate(p.wireSize())
 	p.f.mu.Lock()
 	got, size := p.f.held(), p.f.v.NarSize()
 	p.f.mu.Unlock()
-	left := time.Duration(float64(size-got) * float64(elapsed) / float64(max(got, 1)))
-	return room && left > followRatio*upstream+slowLeast
+	rate := float64(max(got, 1)) / elapsed.Seconds()
+	left := time.Duration(float64(size-got) / rate * float64(time.Second))
+	if room {
+		return left > followRatio*upstream+slowLeast
+	}
+	return before == 0 && elapsed > probeAfter && left > probeLeft && p.f.all.uplink.carriesLittleBeside(rate*float64(p.wireSize())/float64(size))
+}
+
+// before is how many neighbours that follow, too, rank before this machine.
+func (p *plan) before() (n int) {
+	s := p.site()
+	if s == nil {
+		return 0
+	}
+	for _, o := range s.Flying(p.digest) {
+		if o.Stage == StageFollowing && outranks(p.digest, o.Peer.ID(), s.Self()) {
+			n++
+		}
+	}
+	return n
 }
 
 // wireSize is how many bytes a central cache sends for the NAR, as far as is known.

@@ -82,3 +82,76 @@ func TestASlowLeaderIsOvertaken(t *testing.T) {
 		}
 	})
 }
+
+// The same where nobody has seen what the uplink can do: it is tried.
+func TestALeaderThatMayBeSlowIsTried(t *testing.T) {
+	for _, slow := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			o := newOffice(t, 3, 64*mib, behaviour{corrupt: -1, perRead: 62500 * time.Microsecond}) // 1 MiB/s
+			fast := slowUplink
+			for i, u := range o.ups {
+				if i != o.first() && slow {
+					u.become(fast)
+				}
+			}
+			took := o.fill(t)
+			if opens := o.upstreamOpens(); opens > 3 || opens < 2 {
+				t.Errorf("slow: %v, the upstream was asked %d times, want once more or twice", slow, opens)
+			}
+			if limit := 25 * time.Second; slow && took > limit {
+				t.Errorf("%v, longer than %v", took, limit)
+			}
+			var got int64
+			for _, s := range o.servers {
+				got += s.Stats.FromUpstream.Load()
+			}
+			if !slow && got > 70*mib {
+				t.Errorf("%d MiB came from the upstream", got/mib)
+			}
+		})
+	}
+}
+
+// first is the machine that goes to the central cache when all ask at once.
+func (o *office) first() (best int) {
+	for i := range o.sites {
+		if outranks(o.world.path.Hash().Digest(), o.sites[i].id, o.sites[best].id) {
+			best = i
+		}
+	}
+	return best
+}
+
+// Others' NARs fill the uplink, so that the first byte of this one takes long: no reason to ask for it twice.
+func TestAClaimHoldsWhileTheUplinkIsBusy(t *testing.T) {
+	for _, busy := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			o := newOffice(t, 3, mib/4, behaviour{corrupt: -1, perRead: 4 * time.Second, piece: mib / 4})
+			other := o.sites[0].bus.join("other")
+			for _, s := range o.servers {
+				s.flights.uplink.best = 6e6
+			}
+			done := make(chan struct{})
+			go func() { // 4 MB/s
+				for {
+					select {
+					case <-done:
+						return
+					case <-time.After(uplinkEvery / 5):
+					}
+					other.mu.Lock()
+					if busy {
+						other.fetched += int64(4e6 * uplinkEvery.Seconds() / 5)
+					}
+					other.mu.Unlock()
+				}
+			}()
+			time.Sleep(uplinkWindow * uplinkEvery * 2)
+			o.fill(t)
+			close(done)
+			if opens := o.upstreamOpens(); (opens == 1) != busy {
+				t.Errorf("uplink busy: %v; the upstream was asked %d times", busy, opens)
+			}
+		})
+	}
+}

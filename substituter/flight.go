@@ -62,6 +62,7 @@ type flight struct {
 	readers  int
 	told     bool          // neighbours heard of it
 	asked    bool          // Nix asked for it; else it is only fetched ahead
+	wanted   time.Time     // since when; its beginning if nobody asked
 	spent    time.Duration // what its first reader waited before
 	idle     time.Time     // since when there are no readers
 	trash    []*spool      // of failed tries; a reader may still be writing from one
@@ -315,6 +316,13 @@ func (f *flight) look() (finished bool, silence time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.written.front() == f.v.NarSize(), time.Since(f.progress)
+}
+
+// waited is how long Nix has been waiting, or the flight has been under way if nobody asked for it.
+func (f *flight) waited() time.Duration {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return time.Since(f.wanted)
 }
 
 var legBuffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}

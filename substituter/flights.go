@@ -125,7 +125,9 @@ func (a *flights) join(v *verify.Verified, spent time.Duration) (*flight, *reade
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.readers++
-	f.asked = true
+	if !f.asked {
+		f.asked, f.wanted = true, time.Now()
+	}
 	f.spent = max(f.spent, spent)
 	a.nudge()
 	return f, &reader{f: f, epoch: f.epoch}, nil
@@ -156,7 +158,7 @@ func (a *flights) open(v *verify.Verified) (*flight, error) {
 	f := &flight{
 		hash: v.Path().Hash(), v: v, all: a,
 		changed: make(chan struct{}), legs: map[*leg]bool{},
-		spool: s, progress: time.Now(), idle: a.now(), began: a.now(), hold: v.NarSize() <= a.holdMost(),
+		spool: s, progress: time.Now(), wanted: time.Now(), idle: a.now(), began: a.now(), hold: v.NarSize() <= a.holdMost(),
 	}
 	a.byHash[v.NarHash()] = f
 	if old != nil { // it failed; a later request deserves a try of its own
@@ -248,7 +250,11 @@ func (a *flights) roomAhead(size int64) bool {
 		}
 		f.mu.Unlock()
 	}
-	return flying < aheadNARs && (unread == 0 || unread+size <= aheadBytes)
+	most := aheadNARs
+	if a.uplink.busy() {
+		most = aheadBusy
+	}
+	return flying < most && (unread == 0 || unread+size <= aheadBytes)
 }
 
 // nudge says that something changed; it never blocks.

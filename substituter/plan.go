@@ -30,6 +30,7 @@ const (
 	limitUnseen = 4500 * time.Millisecond
 	lateSilence = 2 * time.Second // is enough once a flight is that old and has still shown nothing
 	limitSeen   = 60 * time.Second
+	limitBusy   = 15 * time.Second // in place of limitUnseen while others' bytes keep the uplink busy
 )
 
 // plan chooses a flight's sources. Only the flight's run goroutine uses it.
@@ -160,6 +161,10 @@ func (p *plan) advance(ctx context.Context, start func(*leg), running int) error
 	p.tell(false)
 	if running == 0 && !begun && !p.waiting() && !p.another() {
 		return p.failure()
+	}
+	silence = min(silence, p.f.waited())
+	if p.claim.stage == StageFetching { // a follower that takes over has only just begun
+		silence = min(silence, time.Since(p.claim.at))
 	}
 	if silence > p.limit() || silence > lateSilence && p.late() {
 		return fmt.Errorf("%w: no byte for %v", errNoSource, silence.Round(time.Millisecond))
@@ -391,7 +396,7 @@ const absentWeight = 100
 func (p *plan) late() bool {
 	p.f.mu.Lock()
 	defer p.f.mu.Unlock()
-	return p.f.served == 0 && p.f.asked && time.Since(p.begun)+p.f.spent > limitUnseen
+	return p.f.served == 0 && p.f.asked && time.Since(p.f.wanted)+p.f.spent > limitUnseen && !p.f.all.uplink.busy()
 }
 
 // limit is how long the flight may go without a byte.
@@ -400,6 +405,9 @@ func (p *plan) limit() time.Duration {
 	defer p.f.mu.Unlock()
 	if p.f.served > 0 || !p.f.asked { // Nix would lose what it has, or waits for nothing
 		return limitSeen
+	}
+	if p.f.all.uplink.busy() {
+		return limitBusy
 	}
 	return max(limitUnseen-p.f.spent, limitUnseen/2)
 }

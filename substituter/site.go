@@ -63,10 +63,18 @@ const (
 	// A claim waits for others of the same moment for as long as announcements take, within these bounds.
 	settleLeast = 15 * time.Millisecond
 	settleMost  = 150 * time.Millisecond
-	// claimPatience is how long another machine's claim counts without progress.
+	// settleAhead is so many times as long: nobody waits for a NAR that is fetched ahead.
+	settleAhead = 4
+	// claimPatience is how long another machine's claim counts without progress; busyPatience while the
+	// uplink is busy, since its bytes may merely be waiting for others'.
 	claimPatience = 1500 * time.Millisecond
-	// tellEvery bounds how often a NAR's progress is announced.
+	busyPatience  = 8 * time.Second
+	// Progress is announced at most every tellEvery, or tellShare for each neighbour if that is longer: all of
+	// them hear each other, and ask for what they hear of. It is announced after tellStep bytes, or tellMost.
 	tellEvery = 40 * time.Millisecond
+	tellShare = 5 * time.Millisecond
+	tellStep  = 256 << 10
+	tellMost  = 500 * time.Millisecond
 	// partialRun is how much is asked of a machine that itself is still fetching, at once.
 	partialRun = 2 * verify.ChunkSize
 )
@@ -78,6 +86,7 @@ type claim struct {
 	grown   map[string]growth
 	told    time.Time
 	toldSum int64
+	offered time.Time       // since when a leader has bytes that are missing here; zero: it has none
 	beside  bool            // the central cache is asked although a neighbour has claimed the NAR
 	ignored map[string]bool // neighbours whose claims came to nothing, by id
 }
@@ -148,21 +157,55 @@ func (p *plan) mayAskUpstream() bool {
 	case p.claim.stage != StageClaiming:
 		p.enter(StageClaiming)
 		return false
-	case time.Since(p.claim.at) < min(max(s.Spread(), settleLeast), settleMost):
+	case time.Since(p.claim.at) < p.settle(s):
 		return false
 	}
 	p.enter(StageFetching)
 	return true
 }
 
-// silentFor tells whether whoever was to have bytes has had none for us for too long. One that tells of
-// more and more may merely be hard to read from at the moment.
-func (p *plan) silentFor(leader *Flying) bool {
-	_, silence := p.f.look()
-	if leader.Stage == StageLanded {
-		return silence > claimPatience
+// settle is how long a claim waits for others of the same moment.
+func (p *plan) settle(s Site) time.Duration {
+	d := min(max(s.Spread(), settleLeast), settleMost)
+	p.f.mu.Lock()
+	defer p.f.mu.Unlock()
+	if !p.f.asked {
+		d *= settleAhead
 	}
-	return silence > 2*claimPatience
+	return d
+}
+
+// silentFor tells whether whoever has bytes for us has sent none for too long. One that has none to give
+// is no less alive: whether its claim counts is moving's to say.
+func (p *plan) silentFor(leader *Flying) bool {
+	if !p.offers(leader) {
+		p.claim.offered = time.Time{}
+		return false
+	}
+	if p.claim.offered.IsZero() {
+		p.claim.offered = time.Now()
+	}
+	patience := claimPatience
+	if leader.Stage != StageLanded && !p.late() {
+		patience *= 2
+	}
+	_, silence := p.f.look()
+	return min(silence, time.Since(p.claim.offered)) > patience
+}
+
+// offers tells whether a neighbour has bytes that are missing here.
+func (p *plan) offers(n *Flying) bool {
+	if n.Stage == StageLanded {
+		return true
+	}
+	p.f.mu.Lock()
+	defer p.f.mu.Unlock()
+	for _, h := range n.Held {
+		if _, missing := p.f.written.gap(h[0], min(h[1], p.f.v.NarSize())); missing {
+			return true
+		}
+	}
+	return false
 }
 
 // leader returns a neighbour whose claim comes before ours, or that has it all already; nil if there is none.
@@ -198,11 +241,15 @@ func (p *plan) moving(n Flying) bool {
 		g = growth{held: held, at: now}
 		p.claim.grown[n.Peer.ID()] = g
 	}
-	silent := now.Sub(g.at) >= claimPatience
+	patience := claimPatience
+	if p.f.all.uplink.busy() {
+		patience = busyPatience
+	}
+	silent := now.Sub(g.at) >= patience
 	if silent && held == 0 && !g.told {
 		g.told = true
 		p.claim.grown[n.Peer.ID()] = g
-		n.Peer.Useless(fmt.Errorf("announced a NAR as on its way and had no byte of it for %v", claimPatience))
+		n.Peer.Useless(fmt.Errorf("announced a NAR as on its way and had no byte of it for %v", patience))
 	}
 	return !silent
 }
@@ -215,16 +262,20 @@ func (p *plan) enter(stage Stage) {
 	p.tell(true)
 }
 
-// tell announces progress, at most every tellEvery unless forced.
+// tell announces progress, if there was enough since the last time or it is forced.
 func (p *plan) tell(force bool) {
 	s := p.site()
-	if s == nil || p.claim.stage == StageNone || !force && time.Since(p.claim.told) < tellEvery {
+	if s == nil || p.claim.stage == StageNone {
+		return
+	}
+	since := time.Since(p.claim.told)
+	if !force && since < max(tellEvery, time.Duration(s.Neighbours())*tellShare) {
 		return
 	}
 	p.f.mu.Lock()
 	held, sum := p.f.heldRanges()
 	p.f.mu.Unlock()
-	if !force && sum == p.claim.toldSum {
+	if grown := sum - p.claim.toldSum; !force && (grown == 0 || grown < tellStep && since < tellMost) {
 		return
 	}
 	p.claim.told, p.claim.toldSum = time.Now(), sum

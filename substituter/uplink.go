@@ -9,7 +9,7 @@ import (
 
 const (
 	uplinkEvery  = 250 * time.Millisecond
-	uplinkWindow = 4     // intervals that a rate is taken over
+	uplinkWindow = 8     // intervals that a rate is taken over
 	uplinkDecay  = 0.995 // of the best rate, for each interval with traffic: about 2 % a second
 	uplinkLeast  = 16e3  // bytes per second; below, nothing is under way
 )
@@ -56,6 +56,21 @@ func (u *uplink) sample(total int64) {
 	if u.use > uplinkLeast {
 		u.best = max(u.use, u.best*uplinkDecay)
 	}
+}
+
+// busy tells whether more than half of what the uplink lately gave is under way now.
+func (u *uplink) busy() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.use > uplinkLeast && u.use > u.best/2
+}
+
+// carriesLittleBeside tells whether a NAR that comes at rate, in bytes per second as sent, is most of what is
+// under way.
+func (u *uplink) carriesLittleBeside(rate float64) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.use > 0 && u.use < 1.5*rate
 }
 
 // estimate returns how long size more bytes would take beside what is under way now. ok is false where
