@@ -233,7 +233,8 @@ func (h *Host) sendPatience() time.Duration {
 	return sendPatience + 2*shared
 }
 
-// firstByte notes when an answer begins.
+// firstByte notes when an answer begins. It is no io.ReaderFrom: no stream takes a file, and net/http would
+// copy it in pieces of 32 KiB, of which each costs a frame and three records.
 type firstByte struct {
 	http.ResponseWriter
 	c *requestConn
@@ -245,9 +246,6 @@ func (w *firstByte) WriteHeader(status int) {
 }
 
 func (w *firstByte) Unwrap() http.ResponseWriter { return w.ResponseWriter }
-
-// ReadFrom keeps what the writer below can do with files.
-func (w *firstByte) ReadFrom(r io.Reader) (int64, error) { return io.Copy(w.ResponseWriter, r) }
 
 // busy says that others are being served; our own client takes no offence.
 func busy(w http.ResponseWriter) {

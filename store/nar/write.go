@@ -12,8 +12,9 @@ import (
 )
 
 const (
-	// bufSize, bytes: what is gathered before one write. Few writes for small files, yet within L2.
-	bufSize = 256 << 10
+	// bufSize, bytes: what is gathered before one write. Few writes for small files, yet within L2; four whole
+	// frames of yamux, each 64 KiB with its head.
+	bufSize = 4 * (64<<10 - 12)
 	// largeFile, bytes: from this size on a file is handed to the writer itself (sendfile) where the
 	// writer can take it; below, one read into the buffer is cheaper than the extra system calls.
 	largeFile = 64 << 10
