@@ -25,8 +25,8 @@ const (
 	tailHeld = 4 << 10
 	// pollEvery is how often a flight looks for silence and for new sources.
 	pollEvery = 25 * time.Millisecond
-	// hashStep is how much is read back from a spool file at once to be hashed.
-	hashStep = 1 << 20
+	// hashStep is how much is read back from a spool file at once to be hashed: it stays within L2.
+	hashStep = 256 << 10
 	// progressStep is how many bytes count as a sign of life: who dribbles is as good as silent.
 	progressStep = 4 << 10
 )
@@ -63,6 +63,7 @@ type flight struct {
 	told     bool          // neighbours heard of it
 	asked    bool          // Nix asked for it; else it is only fetched ahead
 	wanted   time.Time     // since when; its beginning if nobody asked
+	read     bool          // Nix has read it to its end
 	spent    time.Duration // what its first reader waited before
 	idle     time.Time     // since when there are no readers
 	trash    []*spool      // of failed tries; a reader may still be writing from one
@@ -201,6 +202,11 @@ func (r *reader) WriteRange(ctx context.Context, w io.Writer, off, length int64)
 		if err != nil {
 			return written, err
 		}
+	}
+	if off+length == r.Size() {
+		r.f.mu.Lock()
+		r.f.read = true
+		r.f.mu.Unlock()
 	}
 	return written, nil
 }
@@ -462,6 +468,7 @@ func (f *flight) restart(p *plan, cause error) error {
 	}
 	f.mu.Lock()
 	bad := failedTry{f.spool, f.parts, cause}
+	fresh.spares = bad.spool.spares
 	f.spool, f.parts, f.claimed, f.written, f.prefix, f.hold = fresh, nil, nil, nil, 0, true
 	f.epoch++
 	f.progress = time.Now()

@@ -7,6 +7,7 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
+	"time"
 )
 
 // memorySpool is the largest NAR that is collected in memory, bytes.
@@ -15,10 +16,12 @@ const memorySpool = 4 << 20
 // spool collects the bytes of one NAR, in memory or in a file. Bytes once written do not change, so
 // readers of the written part need no lock against the writer of the rest.
 type spool struct {
-	mem  []byte
-	file spoolFile
-	size int64 // bytes
-	left *room // for all spools
+	mem    []byte
+	file   spoolFile
+	size   int64     // bytes
+	left   *room     // for all spools
+	born   time.Time // when the file was made
+	spares *spares   // who gets the file when the spool ends; nil: it is removed
 }
 
 // spoolFile is a file of the spool directory; tests have some that fail.
@@ -47,17 +50,20 @@ func take(from *atomic.Int64, n int64) bool {
 }
 
 // newSpool makes room for size bytes, which a key signed. Small NARs are collected in memory while there
-// is some left, others in a file; where no file can be had, larger ones in memory, too.
-func newSpool(create func() (spoolFile, error), size int64, left *room) (*spool, error) {
+// is some left, others in a file, a spare one if possible; where no file can be had, larger ones in memory, too.
+func newSpool(create func() (spoolFile, error), size int64, left *room, old *spares) (*spool, error) {
 	inMemory := func() *spool { return &spool{mem: make([]byte, size), size: size, left: left} }
 	if size <= memorySpool && take(&left.memory, size) {
 		return inMemory(), nil
+	}
+	if s := spareSpool(old, size, left); s != nil {
+		return s, nil
 	}
 	err := errNoRoom
 	if take(&left.disk, size) {
 		var f spoolFile
 		if f, err = create(); err == nil {
-			return &spool{file: f, size: size, left: left}, nil
+			return &spool{file: f, size: size, left: left, born: old.now()}, nil
 		}
 		left.disk.Add(size)
 		err = diskError(err)
@@ -66,6 +72,20 @@ func newSpool(create func() (spoolFile, error), size int64, left *room) (*spool,
 		return inMemory(), nil
 	}
 	return nil, err
+}
+
+// spareSpool makes a spool of an old file, nil if there is none.
+func spareSpool(old *spares, size int64, left *room) *spool {
+	s, ok := old.get(size)
+	if !ok {
+		return nil
+	}
+	if s.size < size && !take(&left.disk, size-s.size) || s.size > size && s.file.Truncate(size) != nil {
+		s.discard(left)
+		return nil
+	}
+	left.disk.Add(max(0, s.size-size))
+	return &spool{file: s.file, size: size, left: left, born: s.born}
 }
 
 // diskError tells a full disk from other trouble.
@@ -117,6 +137,9 @@ func (s *spool) writeTo(w io.Writer, off, n int64) (int64, error) {
 		k, err := w.Write(s.mem[off : off+n])
 		return int64(k), err
 	}
+	if _, ok := w.(io.ReaderFrom); !ok {
+		return s.copyTo(w, off, n)
+	}
 	f, err := os.Open(s.file.Name())
 	if err != nil {
 		return 0, err
@@ -128,9 +151,28 @@ func (s *spool) writeTo(w io.Writer, off, n int64) (int64, error) {
 	return io.Copy(w, io.LimitReader(f, n))
 }
 
+// copyTo is writeTo for a writer that cannot take a file.
+func (s *spool) copyTo(w io.Writer, off, n int64) (written int64, err error) {
+	buf := legBuffers.Get().(*[]byte)
+	defer legBuffers.Put(buf)
+	for written < n {
+		k := min(n-written, int64(len(*buf)))
+		if _, err := s.file.ReadAt((*buf)[:k], off+written); err != nil {
+			return written, err
+		}
+		m, err := w.Write((*buf)[:k])
+		written += int64(m)
+		if err != nil {
+			return written, err
+		}
+	}
+	return written, nil
+}
+
 // drop gives a file's place on the disk back before its readers are gone: they find it short.
 func (s *spool) drop() {
 	if s.file != nil {
+		s.spares = nil
 		s.file.Truncate(0)
 	}
 }
@@ -142,7 +184,8 @@ func (s *spool) close() {
 		s.mem = nil
 		return
 	}
-	s.left.disk.Add(s.size)
-	os.Remove(s.file.Name())
-	s.file.Close()
+	ended := spare{s.file, s.size, s.born}
+	if s.spares == nil || !s.spares.put(ended) {
+		ended.discard(s.left)
+	}
 }
