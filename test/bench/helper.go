@@ -21,9 +21,9 @@ const (
 	trivialServe = "-serve-trivial"
 )
 
-// serveLibp2p serves files over HTTP over libp2p.
+// serveLibp2p serves files over HTTP over libp2p; with a second argument over the agent's TLS.
 func serveLibp2p(args []string) {
-	err := p2ptest.ServeRaw(context.Background(), args[0], func(addr string) { fmt.Println(addr) })
+	err := p2ptest.ServeRaw(context.Background(), args[0], len(args) > 1, func(addr string) { fmt.Println(addr) })
 	fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)
 }

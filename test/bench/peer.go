@@ -4,9 +4,11 @@ package main
 
 import (
 	"fmt"
+	"io"
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -72,27 +74,81 @@ func (n *neighbours) forget(b *bench) error {
 	return nil
 }
 
-// fromPeer times one NAR through the asking agent, with the CPU that both used.
-func (n *neighbours) fromPeer(b *bench, p item) (took, first, cpu time.Duration, err error) {
+// transfer is how one NAR came through the asking agent.
+type transfer struct {
+	took, first, cpu time.Duration // to its end; to its first byte at Nix, when all was verified; of both agents
+	again            bool          // into a spool file that was used before: see substituter/spares.go
+}
+
+// pages names what the transfer was written to.
+func (t transfer) pages() string {
+	if t.again {
+		return "pages used before"
+	}
+	return "new pages"
+}
+
+// fromPeer gets one NAR through the asking agent.
+func (n *neighbours) fromPeer(b *bench, p item) (t transfer, err error) {
 	if err := n.forget(b); err != nil {
-		return 0, 0, 0, err
+		return t, err
 	}
 	c, err := dial(n.asks.addr)
 	if err != nil {
-		return 0, 0, 0, err
+		return t, err
 	}
 	defer c.close()
 	if a, err := c.get(p.Hash + ".narinfo"); err != nil || a.status != 200 {
-		return 0, 0, 0, fmt.Errorf("narinfo: status %d, %w", a.status, err)
+		return t, fmt.Errorf("narinfo: status %d, %w", a.status, err)
 	}
+	before := n.spoolFiles()
 	used := n.has.cpu() + n.asks.cpu()
 	start := time.Now()
 	a, err := c.get(p.NARName)
-	took = time.Since(start)
+	t.took, t.first = time.Since(start), a.first
 	if err == nil && (a.status != 200 || a.bytes != p.Size) {
 		err = fmt.Errorf("status %d, %d bytes", a.status, a.bytes)
 	}
-	return took, a.first, n.has.cpu() + n.asks.cpu() - used, err
+	t.cpu = n.has.cpu() + n.asks.cpu() - used
+	for _, f := range n.spoolFiles() {
+		t.again = t.again || slices.Contains(before, f)
+	}
+	return t, err
+}
+
+// spoolFiles lists the asking agent's.
+func (n *neighbours) spoolFiles() []string {
+	list, _ := filepath.Glob(filepath.Join(n.asks.dir, "state", "spool", "*"))
+	return list
+}
+
+// rawLibp2p is the baseline: a process that serves the NARs, and its client.
+type rawLibp2p struct {
+	server *server
+	client *p2ptest.RawClient
+}
+
+func (r *rawLibp2p) stop() {
+	r.client.Close()
+	r.server.stop()
+}
+
+// rawLibp2p starts one, over libp2p's TLS or over the agent's.
+func (b *bench) rawLibp2p(c *corpus, ours bool) (*rawLibp2p, error) {
+	args := []string{libp2pServe, c.static()}
+	if ours {
+		args = append(args, "ours")
+	}
+	addr, s, err := b.helper(args...)
+	if err != nil {
+		return nil, err
+	}
+	client, err := p2ptest.DialRaw(b.ctx, addr, ours)
+	if err != nil {
+		s.stop()
+		return nil, err
+	}
+	return &rawLibp2p{s, client}, nil
 }
 
 func peerRow(b *bench) (*result, error) {
@@ -105,38 +161,74 @@ func peerRow(b *bench) (*result, error) {
 		return nil, err
 	}
 	defer n.stop()
-	addr, raw, err := b.helper(libp2pServe, c.static())
+	stock, err := b.rawLibp2p(c, false)
 	if err != nil {
 		return nil, err
 	}
-	defer raw.stop()
-	client, err := p2ptest.DialRaw(b.ctx, addr)
+	defer stock.stop()
+	batched, err := b.rawLibp2p(c, true)
 	if err != nil {
 		return nil, err
 	}
-	defer client.Close()
+	defer batched.stop()
 	res := &result{}
 	p := c.Paths[0]
-	err = b.turns([]contender{{name: "libp2p"}, {name: "flurry"}}, func(x contender) error {
-		if x.name == "libp2p" {
-			start := time.Now()
-			got, err := client.Get(b.ctx, p.NARName)
-			if err == nil && got != p.Size {
-				err = fmt.Errorf("%d bytes", got)
-			}
-			res.sample("HTTP over libp2p, unverified", "GB/s", float64(p.Size)/1e9/time.Since(start).Seconds())
-			return err
+	file, err := os.Create(filepath.Join(b.tmp, "libp2p"))
+	if err != nil {
+		return nil, err
+	}
+	defer os.Remove(file.Name())
+	defer file.Close()
+	rate := func(d time.Duration) float64 { return float64(p.Size) / 1e9 / d.Seconds() }
+	plain := func(name string, from *rawLibp2p, to io.Writer) error {
+		start := time.Now()
+		got, err := from.client.Get(b.ctx, p.NARName, to)
+		if err == nil && got != p.Size {
+			err = fmt.Errorf("%d bytes", got)
 		}
-		took, first, _, err := n.fromPeer(b, p)
-		res.sample("flurry, to the last byte at Nix", "GB/s", float64(p.Size)/1e9/took.Seconds())
-		res.sample("flurry, until all is verified", "GB/s", float64(p.Size)/1e9/first.Seconds())
+		res.sample(name, "GB/s", rate(time.Since(start)))
 		return err
+	}
+	const (
+		thrown = "libp2p, unverified, thrown away"
+		kept   = "libp2p, unverified, into a file used before"
+		fast   = "libp2p over our TLS, unverified, into a file used before"
+	)
+	if _, err := stock.client.Get(b.ctx, p.NARName, file); err != nil { // its pages
+		return nil, err
+	}
+	err = b.turns([]contender{{name: thrown}, {name: kept}, {name: fast}, {name: "flurry"}}, func(x contender) error {
+		switch x.name {
+		case thrown:
+			return plain(thrown, stock, io.Discard)
+		case kept, fast:
+			if _, err := file.Seek(0, io.SeekStart); err != nil {
+				return err
+			}
+			from := stock
+			if x.name == fast {
+				from = batched
+			}
+			return plain(x.name, from, file)
+		}
+		for range 2 { // the second finds a spool file that was used before
+			t, err := n.fromPeer(b, p)
+			if err != nil {
+				return err
+			}
+			res.sample("flurry, verified and in the spool, "+t.pages(), "GB/s", rate(t.first))
+			res.sample("flurry, to the last byte at Nix, "+t.pages(), "GB/s", rate(t.took))
+		}
+		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	res.least("rate of flurry / libp2p", res.median("flurry, to the last byte at Nix")/res.median("HTTP over libp2p, unverified"), 0.85)
-	res.plain("rate until verified / libp2p", res.median("flurry, until all is verified")/res.median("HTTP over libp2p, unverified"))
+	res.least("verified and in the spool / libp2p into a file", res.median("flurry, verified and in the spool, pages used before")/res.median(kept), 0.85)
+	res.plain("verified and in the spool / libp2p over our TLS, into a file", res.median("flurry, verified and in the spool, pages used before")/res.median(fast))
+	res.plain("verified and in the spool / libp2p thrown away", res.median("flurry, verified and in the spool, pages used before")/res.median(thrown))
+	res.plain("to the last byte at Nix / libp2p into a file", res.median("flurry, to the last byte at Nix, pages used before")/res.median(kept))
+	res.plain("to the last byte at Nix / libp2p thrown away", res.median("flurry, to the last byte at Nix, pages used before")/res.median(thrown))
 	return res, nil
 }
 
@@ -165,15 +257,15 @@ func firstByteRow(b *bench) (*result, error) {
 	defer far.stop()
 	res := &result{}
 	for i := range min(len(c.Paths), 4*b.rounds) {
-		_, first, _, err := near.fromPeer(b, c.Paths[i])
+		t, err := near.fromPeer(b, c.Paths[i])
 		if err != nil {
 			return nil, err
 		}
-		res.sample("no delay (the transfer)", "ms", first.Seconds()*1e3)
-		if _, first, _, err = far.fromPeer(b, c.Paths[i]); err != nil {
+		res.sample("no delay (the transfer)", "ms", t.first.Seconds()*1e3)
+		if t, err = far.fromPeer(b, c.Paths[i]); err != nil {
 			return nil, err
 		}
-		res.sample("20 ms round trip", "ms", first.Seconds()*1e3)
+		res.sample("20 ms round trip", "ms", t.first.Seconds()*1e3)
 	}
 	rtt := 2 * delay.Seconds() * 1e3
 	over := res.median("20 ms round trip") - res.median("no delay (the transfer)")
