@@ -55,6 +55,7 @@ func cpuRow(b *bench) (*result, error) {
 	}
 	const again, fresh = "spool, pages used before", "spool, new pages"
 	const bare = "plain TCP: NAR by sendfile, SHA-256, spool in pages used before, serve"
+	const tcp = "TCP with sendfile, both ends"
 	type stage struct {
 		name string
 		run  func() (time.Duration, error)
@@ -66,6 +67,7 @@ func cpuRow(b *bench) (*result, error) {
 		{again, func() (time.Duration, error) { return spoolStage(spool, p.Size) }},
 		{"serve", func() (time.Duration, error) { return serveStage(file) }},
 		{fresh, func() (time.Duration, error) { return freshStage(b.tmp, p.Size) }},
+		{tcp, func() (time.Duration, error) { return tcpStage(file) }},
 		{bare, func() (time.Duration, error) { return plainTCP(b.ctx, tree, spool) }},
 	}
 	for range b.rounds {
@@ -93,6 +95,8 @@ func cpuRow(b *bench) (*result, error) {
 	res.plain("sum of the stages, pages used before, CPU s/GB", sum)
 	res.plain("sum of the stages, new pages, CPU s/GB", sumFresh)
 	res.plain("plain TCP / flurry, pages used before", res.median(bare)/total)
+	parts := res.median(tcp) + res.median("SHA-256") + res.median(again) + res.median("serve")
+	res.plain("plain TCP / the sum of its own stages", res.median(bare)/parts)
 	res.plain("CPU of flurry / sum of the stages, new pages", first/sumFresh)
 	res.most("CPU of flurry / sum of the stages, pages used before", total/sum, 1.15)
 	return res, nil
@@ -244,6 +248,13 @@ func serveStage(file string) (time.Duration, error) {
 	in.Close()
 	<-read
 	return used, err
+}
+
+// tcpStage is serveStage with the reader's end.
+func tcpStage(file string) (time.Duration, error) {
+	before := usage(syscall.RUSAGE_SELF)
+	_, err := serveStage(file)
+	return usage(syscall.RUSAGE_SELF) - before, err
 }
 
 func tcpPair() (a, b net.Conn, err error) {
