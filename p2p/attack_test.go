@@ -131,7 +131,7 @@ func attack(b *testing.B, n int) {
 	for end := time.Now().Add(30 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		p := good.peers.lookup(target.ID)
 		ask, stop := context.WithTimeout(ctx, 5*time.Second)
-		resp, err := p.get(ask, &verify.PathDigest{}, "nix-cache-info", "")
+		resp, err := p.get(ask, &verify.PathDigest{}, "nix-cache-info", nil)
 		stop()
 		if err != nil {
 			failed++

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -42,7 +43,7 @@ func newClient(h *Host) *http.Client {
 // NarInfo asks the peer what it knows of a path. The answer is a claim to be verified. ErrAbsent
 // means that it does not have it.
 func (p *Peer) NarInfo(ctx context.Context, d verify.PathDigest) (*verify.NarInfo, error) {
-	resp, err := p.get(ctx, &d, d.String()+".narinfo", "")
+	resp, err := p.get(ctx, &d, d.String()+".narinfo", nil)
 	if err != nil {
 		return nil, err
 	}
@@ -58,12 +59,15 @@ func (p *Peer) NarInfo(ctx context.Context, d verify.PathDigest) (*verify.NarInf
 // NAR asks the peer for bytes [from, to) of a NAR, whose signed hash and size are known. The body yields
 // at most to-from unverified bytes; it ends with io.ErrUnexpectedEOF if there are fewer.
 func (p *Peer) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash, size, from, to int64) (io.ReadCloser, error) {
-	byteRange := ""
+	header := http.Header{}
 	if from > 0 || to < size {
-		byteRange = fmt.Sprintf("bytes=%d-%d", from, to-1)
+		header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, to-1))
+	}
+	if rate := p.host.download.Rate(); rate > 0 {
+		header.Set(paceHeader, strconv.FormatInt(rate, 10))
 	}
 	d := h.Digest()
-	resp, err := p.get(ctx, &d, binarycache.NARURL(h, narHash), byteRange)
+	resp, err := p.get(ctx, &d, binarycache.NARURL(h, narHash), header)
 	if err != nil {
 		return nil, err
 	}
@@ -81,7 +85,7 @@ func (p *Peer) Chain(ctx context.Context, h verify.StoreHash, narHash verify.Has
 	if n == 0 {
 		return nil, ErrAbsent
 	}
-	resp, err := p.get(ctx, nil, binarycache.NARURL(h, narHash)+chainSuffix, "")
+	resp, err := p.get(ctx, nil, binarycache.NARURL(h, narHash)+chainSuffix, nil)
 	if err != nil {
 		return nil, err
 	}
@@ -101,17 +105,19 @@ func (p *Peer) Chain(ctx context.Context, h verify.StoreHash, narHash verify.Has
 	return chain, nil
 }
 
-// get sends one request about the path d, byteRange as its Range if not empty, and returns a 200 or 206
-// answer. Without d it is about something that no have-set claims and that may have to be made first:
+// get sends one request about the path d, with header if not nil, and returns a 200, or, for a Range, a 206.
+// Without d it is about something that no have-set claims and that may have to be made first:
 // neither its absence nor its time count.
-func (p *Peer) get(ctx context.Context, d *verify.PathDigest, name, byteRange string) (*http.Response, error) {
+func (p *Peer) get(ctx context.Context, d *verify.PathDigest, name string, header http.Header) (*http.Response, error) {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+p.name+"/"+name, nil)
 	if err != nil {
 		return nil, err
 	}
 	want := http.StatusOK
-	if byteRange != "" {
-		req.Header.Set("Range", byteRange)
+	if header != nil {
+		req.Header = header
+	}
+	if header.Get("Range") != "" {
 		want = http.StatusPartialContent
 	}
 	start := time.Now()
@@ -138,7 +144,7 @@ func (p *Peer) get(ctx context.Context, d *verify.PathDigest, name, byteRange st
 		}
 		return nil, fmt.Errorf("peer %s: %w", p.name, ErrAbsent)
 	case http.StatusServiceUnavailable:
-		p.tellBusy()
+		p.declined(resp.Header.Get("Retry-After"))
 		return nil, fmt.Errorf("peer %s: %w", p.name, ErrBusy)
 	}
 	return nil, fmt.Errorf("peer %s: unexpected status %d", p.name, resp.StatusCode)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -101,8 +102,15 @@ func (d *dialer) found(f discovery.Found) {
 	}
 	d.hints[key] = n
 	d.kick()
-	if p := d.h.peers.lookup(id); p != nil && p.beyond() {
+	p := d.h.peers.lookup(id)
+	if p == nil {
+		return
+	}
+	if p.beyond() {
 		d.h.tasks.run(func() { d.h.approach(p) })
+	}
+	if old != nil && !slices.Equal(old.Addrs, f.Addrs) { // what it is connected by may be gone
+		d.h.doubt(p)
 	}
 }
 

@@ -15,8 +15,10 @@
 //     (52 characters): the narinfo with the signed fields and the signatures its reader may see.
 //     GET /nar/<store hash>-<NarHash in base32>.nar, Range honoured: the uncompressed NAR.
 //     GET /nix-cache-info. 200, 206, 404 or, for a range that is not there, 416; nothing else is said
-//     about a path. 503 means that enough NARs are on their way already: ask again or elsewhere. A
-//     request with a body is cut.
+//     about a path. 503 means that enough NARs are on their way already: ask again, after Retry-After seconds,
+//     or elsewhere. A request for a NAR may say in Flurry-Pace how many bytes per second, in decimal, its reader wants
+//     from this server, all answers together; who does not know it sends as quickly as it is read. A request
+//     with a body is cut.
 //     GET /nar/<store hash>-<NarHash>.nar.chain, to whoever may have the NAR: its chain, 16 bytes of header
 //     (magic "flch", version 1, log2 of the chunk size, which is 20, two zeros, the NAR's size as 8 bytes,
 //     big-endian) and 32 bytes, SHA-256's inner state, after every chunk but the last; a claim, see

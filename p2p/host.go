@@ -66,6 +66,10 @@ type Config struct {
 	// Secret is the group's, from [LoadSecret]; nil means that no peer is of the group.
 	Secret []byte
 
+	// Moved is called when this machine slept or its addresses changed, so that connections may be dead
+	// without a word; nil for nobody to tell. It must not block.
+	Moved func()
+
 	Log *slog.Logger
 	// Now is the clock of bans and back-offs; nil means time.Now.
 	Now func() time.Time

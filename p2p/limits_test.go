@@ -49,6 +49,23 @@ func TestNARsToPeersAreCapped(t *testing.T) {
 	}
 }
 
+// A reader's pace is one for all that it is sent, at least paceLeast, and none where it asks for none.
+func TestAReaderSetsItsPace(t *testing.T) {
+	p := newPeer(&Host{now: time.Now}, "p")
+	for _, text := range []string{"", "0", "-5", "fast", "99999999999999999999"} {
+		if p.paceFor(text) != nil {
+			t.Errorf("%q is taken for a pace", text)
+		}
+	}
+	first := p.paceFor("6250000")
+	if first.Rate() != 6_250_000 || p.paceFor("6250000") != first {
+		t.Error("two answers to one reader have a pace each")
+	}
+	if p.paceFor("1").Rate() != paceLeast {
+		t.Error("a reader can make an answer last for ever")
+	}
+}
+
 func TestABusyPeerIsNotBlamed(t *testing.T) {
 	c := newFakeCatalog()
 	x, sum := c.add(t, 1, 10, verify.ScopePublic)
@@ -61,9 +78,8 @@ func TestABusyPeerIsNotBlamed(t *testing.T) {
 	if !errors.Is(err, ErrBusy) {
 		t.Fatal(err)
 	}
-	p.Flaky(err)
-	if p.status().Failures != 0 || len(b.Holders(x.Digest(), 0)) != 0 {
-		t.Error("a busy peer is blamed, or asked again at once")
+	if p.status().Failures != 0 || len(b.Holders(x.Digest(), 10)) != 1 || p.Cost(10) < busyCost {
+		t.Error("a busy peer is blamed, or asked first again")
 	}
 }
 

@@ -72,6 +72,9 @@ func (h *Host) watchAddresses(ctx context.Context) error {
 
 // recheck finds out quickly which connections survived, and dials all that are known.
 func (h *Host) recheck(ctx context.Context) {
+	if h.cfg.Moved != nil {
+		h.cfg.Moved()
+	}
 	h.dialer.retry()
 	h.pingAll(ctx, doubtPatience)
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 	"golang.org/x/time/rate"
 
+	"github.com/flurry-nix/flurry/internal/throttle"
 	"github.com/flurry-nix/flurry/verify"
 )
 
@@ -24,7 +25,9 @@ const (
 	suspectMin    = time.Second            // how long a stalled peer is left out, at first
 	suspectMax    = time.Minute            // and at most
 	suspectAlive  = 500 * time.Millisecond // for a first failure of a peer that answers a ping
-	busyTime      = time.Second            // a peer that said it is busy is left alone that long
+	busyTime      = time.Second            // a peer that said it is busy, and not until when, is asked last that long
+	busyMost      = time.Minute            // and at most
+	busyCost      = 10 * time.Second       // what asking it meanwhile counts for: others and the central cache come first
 	banTime       = 12 * time.Hour         // for wrong bytes
 	maxReason     = 200                    // bytes of an error kept as a ban's reason
 	minRateBytes  = 256 << 10              // a body below this says nothing about throughput
@@ -81,10 +84,12 @@ type Peer struct {
 	falseAt      time.Time
 	failures     int // in a row
 	suspectUntil time.Time
+	busyUntil    time.Time // by its own word; for NARs and chains
 	bannedUntil  time.Time
 	banReason    string
 	trouble      trouble
-	group        bool // proved knowledge of the group secret on this connection
+	pace         *throttle.Throttle // that it asked for lately; nil before the first
+	group        bool               // proved knowledge of the group secret on this connection
 }
 
 func newPeer(h *Host, id peer.ID) *Peer {
@@ -131,6 +136,9 @@ func (p *Peer) costNow(now time.Time, size int64) (cost time.Duration, ok bool) 
 func (p *Peer) costLocked(now time.Time, size int64) time.Duration {
 	rate := p.rateLocked(now)
 	cost := p.rtt + time.Duration(float64(size)/rate*float64(time.Second)) + time.Duration(min(p.failures, 100))*50*time.Millisecond
+	if size > 0 && now.Before(p.busyUntil) {
+		cost += busyCost
+	}
 	if p.good == 0 {
 		cost = 2*cost + strangerDelay
 	}
@@ -234,11 +242,6 @@ func (p *Peer) Good() {
 func (p *Peer) Flaky(err error) {
 	now := p.host.now()
 	p.mu.Lock()
-	if errors.Is(err, ErrBusy) {
-		p.suspectUntil = latest(p.suspectUntil, now.Add(busyTime/2+rand.N(busyTime)))
-		p.mu.Unlock()
-		return
-	}
 	p.trouble.add(now, err)
 	if now.Before(p.suspectUntil) && p.failures > 0 { // one cause lets many requests down at once: it counts once
 		p.mu.Unlock()

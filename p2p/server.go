@@ -7,6 +7,7 @@ import (
 	stdlog "log"
 	"net"
 	"net/http"
+	"strconv"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -17,6 +18,10 @@ import (
 	"github.com/flurry-nix/flurry/internal/throttle"
 	"github.com/flurry-nix/flurry/verify"
 )
+
+// paceHeader of a request for a NAR says how many bytes per second its reader wants to be sent, all answers
+// together. A reader that only read slowly would be sent a window's worth at a time, at the speed of the link.
+const paceHeader = "Flurry-Pace"
 
 // chainSuffix makes a NAR's name its chain's.
 const chainSuffix = ".chain"
@@ -30,7 +35,9 @@ const (
 	serverHeaderBytes    = 8 << 10          // a request's header; ours are under 300 bytes
 	serverHeaderPatience = 3 * time.Second  // from the first byte of a request to the end of its header
 	serverIdle           = 30 * time.Second // an idle stream costs a goroutine and two buffers
-	sendPatience         = time.Minute      // for 8 MiB to a reader: below 1 Mbit/s it is cut
+	sendPatience         = time.Minute      // for sendPiece to a reader: below 1 Mbit/s it is cut
+	sendPiece            = 8 << 20          // bytes
+	paceLeast            = 1 << 20          // bytes per second: who asks for less gets this, and reads as slowly as it likes
 )
 
 type (
@@ -169,11 +176,13 @@ func (h *Host) handleNAR(w http.ResponseWriter, r *http.Request, p *Peer, name s
 	if p.beyond() {
 		limited = throttledContent{limited, h.remotes.upload}
 	}
+	pace := p.paceFor(r.Header.Get(paceHeader))
+	limited = throttledContent{limited, pace}
 	counted := binarycache.Counted(limited, func(n int64) int64 {
 		h.sent.Add(n) // its own sum: a peer's record may be dropped from the table
 		return p.out.Add(n)
 	})
-	binarycache.ServeNAR(w, r, counted, h.sendPatience(), func(err error) {
+	binarycache.ServeNAR(w, r, counted, h.sendPatience(timeFor(int64(p.sending.Load())*sendPiece, pace.Rate())), func(err error) {
 		h.chatter("sending a NAR broke off", "peer", p.name, "err", err)
 	})
 }
@@ -203,7 +212,7 @@ func (h *Host) handleChain(w http.ResponseWriter, r *http.Request, p *Peer, name
 		h.logMiss(p, err)
 		binarycache.NotFound(w)
 	default:
-		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(h.sendPatience()))
+		http.NewResponseController(w).SetWriteDeadline(time.Now().Add(h.sendPatience(0)))
 		binarycache.WriteText(w, r, "application/octet-stream", string(form))
 		http.NewResponseController(w).SetWriteDeadline(time.Time{})
 	}
@@ -219,18 +228,38 @@ func think(w http.ResponseWriter, r *http.Request) (_ http.ResponseWriter, answe
 	return &firstByte{ResponseWriter: w, c: c}, func() { c.thinking.Store(false) }
 }
 
-// sendPatience is how long a piece of 8 MiB may take. Our own limit is not the reader's fault.
-func (h *Host) sendPatience() time.Duration {
+// sendPatience is how long a sendPiece may take if its reader's own pace makes it take so long. Neither
+// that nor our own limit is a reader's fault.
+func (h *Host) sendPatience(paced time.Duration) time.Duration {
 	limit := h.cfg.Upload
 	if in := h.cfg.Internet; in != nil && in.Upload > 0 && (limit <= 0 || in.Upload < limit) {
 		limit = in.Upload
 	}
-	if limit <= 0 {
-		return sendPatience
+	return sendPatience + 2*timeFor(h.slots.now.Load()*sendPiece, limit) + 2*paced
+}
+
+// timeFor is how long bytes take at a rate; nothing without one.
+func timeFor(bytes, perSecond int64) time.Duration {
+	if perSecond <= 0 {
+		return 0
 	}
-	const piece = 8 << 20
-	shared := time.Duration(h.slots.now.Load()) * time.Duration(float64(piece)/float64(limit)*float64(time.Second))
-	return sendPatience + 2*shared
+	return time.Duration(float64(bytes) / float64(perSecond) * float64(time.Second))
+}
+
+// paceFor is the throttle of all NARs for p, at the bytes per second that it asks for in text; nil if it
+// asks for none.
+func (p *Peer) paceFor(text string) *throttle.Throttle {
+	rate, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || rate <= 0 {
+		return nil
+	}
+	rate = max(rate, paceLeast)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.pace.Rate() != rate {
+		p.pace = throttle.New(rate)
+	}
+	return p.pace
 }
 
 // firstByte notes when an answer begins. It is no io.ReaderFrom: no stream takes a file, and net/http would

@@ -47,6 +47,35 @@ func TestAStrangerComesBehindAPeerWithAGoodRecord(t *testing.T) {
 	}
 }
 
+// A peer that says it is busy comes behind the others for as long as it says, for NARs alone, and nothing is held
+// against it.
+func TestABusyPeerIsAskedLastForAsLongAsItSays(t *testing.T) {
+	now := time.Now()
+	h := &Host{now: func() time.Time { return now }}
+	p := newPeer(h, "p")
+	p.connectedAt = now
+	free := p.Cost(1 << 20)
+	for _, c := range []struct {
+		header      string
+		least, most time.Duration
+	}{{"", time.Second, 1500 * time.Millisecond}, {"7", 7 * time.Second, 10500 * time.Millisecond}, {"60000", time.Minute, 90 * time.Second}, {"-1", time.Second, 1500 * time.Millisecond}} {
+		p.declined(c.header)
+		if cost, ok := p.costNow(now, 1<<20); !ok || cost < free+busyCost {
+			t.Errorf("%q: cost %v, %v; it should be asked, and last", c.header, cost, ok)
+		}
+		if cost, _ := p.costNow(now, 0); cost >= busyCost {
+			t.Errorf("%q: a narinfo costs %v", c.header, cost)
+		}
+		if d := p.busyUntil.Sub(now); d < c.least || d > c.most {
+			t.Errorf("%q: busy for %v", c.header, d)
+		}
+		now = p.busyUntil
+		if cost := p.Cost(1 << 20); cost != free {
+			t.Errorf("%q: cost %v afterwards, want %v", c.header, cost, free)
+		}
+	}
+}
+
 func TestFalseClaimsLowerAPeerUntilTheyAreOld(t *testing.T) {
 	h := bareHost(nil)
 	now := time.Now()

@@ -3,6 +3,8 @@ package p2p
 import (
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"strconv"
 	"strings"
 	"time"
 
@@ -54,11 +56,18 @@ func (p *Peer) Useless(err error) {
 // name has another address now. fn must not block.
 func (h *Host) OnUnreached(fn func()) { h.dialer.unreached.Store(&fn) }
 
-// tellBusy notes for operators that the peer declined; nothing follows from it.
-func (p *Peer) tellBusy() {
+// declined notes that the peer says it is busy, for as long as its Retry-After says. It is asked last until
+// then, with jitter, so that not all come back at once; it says nothing against it.
+func (p *Peer) declined(retryAfter string) {
+	d := busyTime
+	if seconds, err := strconv.ParseUint(retryAfter, 10, 16); err == nil && seconds > 0 {
+		d = min(time.Duration(seconds)*time.Second, busyMost)
+	}
+	now := p.host.now()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.trouble.add(p.host.now(), errors.New("says that it is busy"))
+	p.busyUntil = latest(p.busyUntil, now.Add(d+rand.N(d/2)))
+	p.trouble.add(now, errors.New("says that it is busy"))
 }
 
 // namedAway returns the peers that the operator named and that could not be reached yet, in no order.

@@ -55,11 +55,12 @@ type cache struct {
 	faults map[string][]string // per path: one per request, the last one for ever
 	seen   []string            // "PATH RANGE" of every request
 	sent   map[string]int      // body bytes per path
+	from   map[string]bool     // addresses of connections that asked
 	gone   chan struct{}       // ends the hanging handlers
 }
 
 func newCache(t testing.TB) *cache {
-	c := &cache{t: t, files: map[string][]byte{}, faults: map[string][]string{}, sent: map[string]int{}, gone: make(chan struct{})}
+	c := &cache{t: t, files: map[string][]byte{}, faults: map[string][]string{}, sent: map[string]int{}, from: map[string]bool{}, gone: make(chan struct{})}
 	_, c.key, _ = ed25519.GenerateKey(nil)
 	c.files["/nix-cache-info"] = []byte("StoreDir: /nix/store\nWantMassQuery: 1\nPriority: 40\n")
 	c.Server = httptest.NewServer(http.HandlerFunc(c.serve))
@@ -125,10 +126,18 @@ func (c *cache) requests() []string {
 	return append([]string(nil), c.seen...)
 }
 
+// connections is how many asked something.
+func (c *cache) connections() int {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return len(c.from)
+}
+
 func (c *cache) take(r *http.Request) string {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.seen = append(c.seen, strings.TrimSpace(r.URL.RequestURI()+" "+r.Header.Get("Range")))
+	c.from[r.RemoteAddr] = true
 	list := c.faults[r.URL.Path]
 	if len(list) == 0 {
 		return "ok"

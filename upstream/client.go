@@ -50,7 +50,15 @@ type Client struct {
 func (c *Client) URL() string { return c.base.String() }
 
 // Close drops idle connections. Requests under way end with their contexts.
-func (c *Client) Close() { c.hop.http.CloseIdleConnections() }
+func (c *Client) Close() { c.hop.http.Load().CloseIdleConnections() }
+
+// Renew makes new requests go over new connections: after this machine slept or changed its address the old
+// ones may be dead without a word. What is under way goes on.
+func (c *Client) Renew() {
+	old := c.hop.http.Load()
+	c.hop.http.Store(old.Clone())
+	old.CloseIdleConnections()
+}
 
 // Status is what an operator sees of a cache.
 type Status struct {

@@ -20,6 +20,39 @@ import (
 	"github.com/klauspost/compress/gzip"
 )
 
+// After this machine slept or moved, nothing new is asked over a connection that may be dead.
+func TestRenewedMeansNewConnections(t *testing.T) {
+	up := newCache(t)
+	first, second, third := up.add(random(10), "none"), up.add(random(20), "none"), up.add(random(30), "none")
+	c := up.client()
+	mustNarInfo(t, c, first)
+	old := up.connections()
+	mustNarInfo(t, c, second)
+	if up.connections() != old {
+		t.Fatal("every question has a connection of its own")
+	}
+	c.Renew()
+	mustNarInfo(t, c, third)
+	if up.connections() != old+1 {
+		t.Errorf("%d connections, then %d", old, up.connections())
+	}
+}
+
+// Where downloads are limited no more is under way than the limit lets through in two round trips.
+func TestALimitBoundsWhatIsUnderWay(t *testing.T) {
+	for _, c := range []struct {
+		rate int64
+		trip time.Duration
+		want int
+	}{
+		{6_250_000, 300 * time.Microsecond, windowLeast}, {6_250_000, 20 * time.Millisecond, 250_000}, {125_000_000, time.Second, windowMost},
+	} {
+		if got := (&transport{rate: c.rate}).window(c.trip); got != c.want {
+			t.Errorf("%d bytes/s, %v: %d bytes, want %d", c.rate, c.trip, got, c.want)
+		}
+	}
+}
+
 func TestNarInfoIsTheVerifiedOneOfThatHash(t *testing.T) {
 	up := newCache(t)
 	h := up.add(random(1000), "xz")

@@ -26,6 +26,11 @@ const (
 	idleConnTime = 90 * time.Second
 	readBuffer   = 64 << 10 // bytes; fewer system calls per NAR
 	maxCAFile    = 8 << 20  // bytes; the whole Mozilla bundle has 0.25 MiB
+
+	limitedReadBuffer = 4 << 10               // where downloads are limited: what is read ahead escapes the limit
+	windowLeast       = 32 << 10              // bytes; two TLS records
+	windowMost        = 4 << 20               // bytes
+	firstTrip         = 25 * time.Millisecond // for what HTTP/2 has to say before a round trip was measured
 )
 
 // reach says how near an address is. A cache may lead us only to places no nearer than its own.
@@ -67,16 +72,17 @@ type transport struct {
 	secrets  http.Header
 	agent    string
 	connect  time.Duration
-	http     *http.Transport
+	rate     int64 // bytes per second that all downloads together are held to, 0: none
+	http     atomic.Pointer[http.Transport]
 	reach    atomic.Int32 // the nearest address seen of the cache itself
 	proxies  sync.Map     // host:port of proxies in use
 	requests atomic.Int64
 }
 
 func (c *Client) setTransport(roots *x509.CertPool) {
-	t := &transport{base: c.base, secrets: c.secrets, agent: c.agent, connect: c.t.Connect}
+	t := &transport{base: c.base, secrets: c.secrets, agent: c.agent, connect: c.t.Connect, rate: c.limit.Rate()}
 	t.reach.Store(int32(reachOfHost(c.base.Hostname())))
-	t.http = &http.Transport{
+	ways := &http.Transport{
 		Proxy:                  t.proxy,
 		DialContext:            t.dial,
 		TLSClientConfig:        &tls.Config{RootCAs: roots, MinVersion: tls.VersionTLS12},
@@ -91,6 +97,12 @@ func (c *Client) setTransport(roots *x509.CertPool) {
 		// A connection that died silently (suspend, roaming) must not swallow question after question.
 		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 3 * time.Second},
 	}
+	if t.rate > 0 {
+		ways.ReadBufferSize = limitedReadBuffer
+		ways.HTTP2.MaxReceiveBufferPerStream = t.window(firstTrip)
+		ways.HTTP2.MaxReceiveBufferPerConnection = 4 * t.window(firstTrip) // a file that nobody reads is not to hold up the others
+	}
+	t.http.Store(ways)
 	c.hop = t
 	c.http = &http.Client{Transport: t, CheckRedirect: t.checkRedirect}
 }
@@ -105,7 +117,7 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 			r.Header[name] = values
 		}
 	}
-	return t.http.RoundTrip(r)
+	return t.http.Load().RoundTrip(r)
 }
 
 func (t *transport) proxy(r *http.Request) (*url.URL, error) {
@@ -128,7 +140,11 @@ func (t *transport) dial(ctx context.Context, network, addr string) (net.Conn, e
 		}
 		return t.allow(reachOf(ap.Addr()), addr)
 	}
+	began := time.Now()
 	conn, err := d.DialContext(ctx, network, addr)
+	if err == nil && t.rate > 0 {
+		t.narrow(conn, time.Since(began))
+	}
 	if err == nil && own {
 		if ap, perr := netip.ParseAddrPort(conn.RemoteAddr().String()); perr == nil {
 			if r := int32(reachOf(ap.Addr())); r > t.reach.Load() {
@@ -137,6 +153,19 @@ func (t *transport) dial(ctx context.Context, network, addr string) (net.Conn, e
 		}
 	}
 	return conn, err
+}
+
+// window is how many bytes may be under way to us where a round trip takes so long: what the limit lets
+// through in two of them. More would only arrive at once, and other traffic wait behind it.
+func (t *transport) window(trip time.Duration) int {
+	return max(windowLeast, int(min(2*float64(t.rate)*trip.Seconds(), windowMost)))
+}
+
+// narrow bounds the receive buffer of a connection, and with it what the other side may send at once.
+func (t *transport) narrow(conn net.Conn, trip time.Duration) {
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		tcp.SetReadBuffer(t.window(trip)) // refused, the limit holds all the same
+	}
 }
 
 func (t *transport) allow(r reach, what string) error {

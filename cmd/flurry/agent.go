@@ -148,6 +148,13 @@ func (a *agent) newUpstreams() ([]substituter.Upstream, error) {
 	return out, nil
 }
 
+// renewUpstreams gives up connections that may have died while the machine slept or moved.
+func (a *agent) renewUpstreams() {
+	for _, c := range a.upstreams {
+		c.Renew()
+	}
+}
+
 // newPeers opens the peer port and prepares the ways of finding others.
 func (a *agent) newPeers() error {
 	cfg, log := a.cfg.Peers, a.log.With("part", "peers")
@@ -166,7 +173,7 @@ func (a *agent) newPeers() error {
 		Listen: cfg.Listen, StoreDir: a.cfg.Store.Dir, UserAgent: "flurry/" + version,
 		MaxConnections: limits.Connections, Networks: cfg.Networks, Secret: secret,
 		Upload: int64(limits.Upload), Download: a.download, Internet: internetOf(a.cfg.Internet),
-		StandingFile: filepath.Join(a.cfg.State.Dir, "standing"), Log: log,
+		StandingFile: filepath.Join(a.cfg.State.Dir, "standing"), Moved: a.renewUpstreams, Log: log,
 	}, id, a.catalog)
 	if err != nil {
 		return err

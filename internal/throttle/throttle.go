@@ -23,7 +23,8 @@ const (
 // Throttle holds flows of bytes to one rate. A nil Throttle lets everything pass. Safe for concurrent use.
 type Throttle struct {
 	limiter *rate.Limiter
-	most    int // bytes per piece
+	most    int   // bytes per piece
+	rate    int64 // bytes per second, as asked for
 }
 
 // New returns a throttle to bytesPerSecond, nil for 0 (unlimited).
@@ -34,7 +35,15 @@ func New(bytesPerSecond int64) *Throttle {
 	perSecond := float64(bytesPerSecond) / wireFactor
 	piece := int(min(max(perSecond*pieceTime.Seconds(), pieceLeast), pieceMost))
 	burst := max(int(perSecond*burstTime.Seconds()), 2*piece)
-	return &Throttle{limiter: rate.NewLimiter(rate.Limit(perSecond), burst), most: piece}
+	return &Throttle{limiter: rate.NewLimiter(rate.Limit(perSecond), burst), most: piece, rate: bytesPerSecond}
+}
+
+// Rate is what New was given, 0 for a nil Throttle.
+func (t *Throttle) Rate() int64 {
+	if t == nil {
+		return 0
+	}
+	return t.rate
 }
 
 // Piece cuts buf to what may be moved at once.
