@@ -53,7 +53,8 @@ type flight struct {
 	poisoned bool  // they do
 	legs     map[*leg]bool
 	parts    []part    // who sent what, in order of arrival
-	peersGot int64     // bytes from peers
+	got      int64     // bytes that came
+	peersGot int64     // and from peers
 	progress time.Time // of the last progressStep bytes
 	marked   int64     // bytes since then
 	writing  int       // legs that are putting bytes into the spool
@@ -62,9 +63,9 @@ type flight struct {
 	readers  int
 	told     bool          // neighbours heard of it
 	asked    bool          // Nix asked for it; else it is only fetched ahead
-	wanted   time.Time     // since when; its beginning if nobody asked
+	wanted   time.Time     // since when its present readers, or the last past ones, wait; its beginning if nobody asked
+	spent    time.Duration // what the first of them had waited before
 	read     bool          // Nix has read it to its end
-	spent    time.Duration // what its first reader waited before
 	idle     time.Time     // since when there are no readers
 	trash    []*spool      // of failed tries; a reader may still be writing from one
 	swarm    swarm
@@ -171,7 +172,9 @@ func (r *reader) await(ctx context.Context, off int64) (end int64, err error) {
 	return end, err
 }
 
+// close ends the reader's use of the flight.
 func (r *reader) close() {
+	r.f.all.leave(r.f)
 	if r.direct != nil {
 		r.direct.close()
 	}
@@ -433,6 +436,7 @@ func (f *flight) arrived(l *leg, g span) {
 		f.progress, f.marked = time.Now(), 0
 	}
 	l.got += g.len()
+	f.got += g.len()
 	f.all.received(l.src, g.len())
 	if l.src.fromPeer() {
 		f.peersGot += g.len()

@@ -117,23 +117,24 @@ func (a *flights) run(ctx context.Context) error {
 }
 
 // join returns the flight that fetches v's NAR, a new one if need be, with one more reader, who has waited
-// for spent already.
-func (a *flights) join(v *verify.Verified, spent time.Duration) (*flight, *reader, error) {
+// for spent already. fresh says that it is new.
+func (a *flights) join(v *verify.Verified, spent time.Duration) (r *reader, fresh bool, err error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	before := a.byHash[v.NarHash()]
 	f, err := a.open(v)
 	if err != nil {
-		return nil, nil, err
+		return nil, false, err
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.readers++
-	if !f.asked {
-		f.asked, f.wanted = true, time.Now()
+	if f.readers == 0 || !f.asked {
+		f.wanted, f.spent = time.Now(), spent
 	}
-	f.spent = max(f.spent, spent)
+	f.readers++
+	f.asked = true
 	a.nudge()
-	return f, &reader{f: f, epoch: f.epoch}, nil
+	return &reader{f: f, epoch: f.epoch}, f != before, nil
 }
 
 // prefetch starts a flight that nobody reads yet.

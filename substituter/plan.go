@@ -36,7 +36,8 @@ const (
 // plan chooses a flight's sources. Only the flight's run goroutine uses it.
 type plan struct {
 	f         *flight
-	failures  map[string]int // by source name
+	failures  map[string]int  // by source name, in this round
+	letDown   map[string]bool // who failed at least once
 	excluded  map[string]bool
 	tries     []failedTry
 	lone      bool // after a mismatch of several sources: one source alone, a fresh one first
@@ -56,12 +57,13 @@ type plan struct {
 	tail    bool
 	wholes  int
 	suspect map[string]spans
-	try     try // whether the central cache beside a neighbour pays
+	try     try       // whether the central cache beside a neighbour pays
+	marks   [2]growth // what had come lateSilence ago or more, and when
 }
 
 func newPlan(f *flight) *plan {
 	return &plan{
-		f: f, failures: map[string]int{}, excluded: map[string]bool{}, digest: f.hash.Digest(),
+		f: f, failures: map[string]int{}, letDown: map[string]bool{}, excluded: map[string]bool{}, digest: f.hash.Digest(),
 		claim: claim{grown: map[string]growth{}, ignored: map[string]bool{}}, begun: time.Now(),
 		ask: asking{asked: map[string]bool{}, rates: map[string]float64{}},
 	}
@@ -126,12 +128,8 @@ func (p *plan) ready() []source {
 	if time.Now().Before(p.resume) {
 		return nil
 	}
-	busy := map[string]bool{}
-	p.f.mu.Lock()
-	for l := range p.f.legs {
-		busy[l.src.name()] = true
-	}
-	p.f.mu.Unlock()
+	busy, hanging := p.engaged()
+	var again []source
 	var byTries [triesPerSource][]source
 	candidates := p.candidates()
 	shunned := p.shunned(candidates)
@@ -141,11 +139,36 @@ func (p *plan) ready() []source {
 		if p.lone && p.contributed(name) {
 			failed++ // a source that is above suspicion first
 		}
+		if hanging[name] && !p.excluded[name] && failed < triesPerSource {
+			again = append(again, s)
+		}
 		if !busy[name] && !p.excluded[name] && !shunned[name] && failed < triesPerSource {
 			byTries[failed] = append(byTries[failed], s)
 		}
 	}
-	return slices.Concat(byTries[:]...)
+	return append(slices.Concat(byTries[:]...), again...)
+}
+
+// engaged returns the sources that are at work, and which of them are central caches that have gone silent:
+// these may be asked once more when nobody else is left, as what is dead may be the connection alone, and
+// again when Nix asks anew. While the uplink is busy silence says nothing.
+func (p *plan) engaged() (busy, hanging map[string]bool) {
+	busy, hanging = map[string]bool{}, map[string]bool{}
+	p.f.mu.Lock()
+	defer p.f.mu.Unlock()
+	latest := map[string]*leg{}
+	for l := range p.f.legs {
+		name := l.src.name()
+		hanging[name] = !l.src.fromPeer() && (!busy[name] || latest[name].started.Before(p.f.wanted) && l.started.Before(p.f.wanted))
+		if busy[name] = true; latest[name] == nil || l.started.After(latest[name].started) {
+			latest[name] = l
+		}
+	}
+	busyUplink := p.f.all.uplink.busy()
+	for name, l := range latest {
+		hanging[name] = !busyUplink && hanging[name] && l.silent(time.Now()) > l.src.patience()
+	}
+	return busy, hanging
 }
 
 // advance goes on with fetching, as long as bytes are missing. It fails when nothing is left to try.
@@ -166,7 +189,7 @@ func (p *plan) advance(ctx context.Context, start func(*leg), running int) error
 	if p.claim.stage == StageFetching { // a follower that takes over has only just begun
 		silence = min(silence, time.Since(p.claim.at))
 	}
-	if silence > p.limit() || silence > lateSilence && p.late() {
+	if silence > p.limit() || p.late(silence) {
 		return fmt.Errorf("%w: no byte for %v", errNoSource, silence.Round(time.Millisecond))
 	}
 	return nil
@@ -334,7 +357,14 @@ func (l *leg) left(now time.Time) time.Duration {
 func (p *plan) dismiss() {
 	p.f.mu.Lock()
 	defer p.f.mu.Unlock()
+	now := time.Now()
 	for l := range p.f.legs {
+		for twin := range p.f.legs { // asked again, and one of them lives
+			if twin != l && !l.src.fromPeer() && sameSource(l.src, twin.src) && twin.pos > l.pos && twin.silent(now) <= l.src.patience() {
+				l.dismissed = true
+				l.cancel()
+			}
+		}
 		skips := !l.src.seeks() || l.double
 		if !skips && p.f.claimed.has(l.pos) && l.pos < l.end || skips && !p.useful(l) {
 			l.dismissed = true
@@ -391,12 +421,52 @@ func (p *plan) allAbsent() bool {
 // absentWeight is what a definite no counts for: more than all other failures.
 const absentWeight = 100
 
-// late tells whether Nix has waited in vain as long as it should. A flight that got bytes now and then
-// is held to it too: sources that break off again and again bring some each time.
-func (p *plan) late() bool {
+// overdue tells whether Nix has waited in vain as long as it should.
+func (p *plan) overdue() bool {
 	p.f.mu.Lock()
 	defer p.f.mu.Unlock()
 	return p.f.served == 0 && p.f.asked && time.Since(p.f.wanted)+p.f.spent > limitUnseen && !p.f.all.uplink.busy()
+}
+
+// late tells whether a flight that is overdue is given up although it got bytes now and then: sources that
+// break off again and again bring some each time. As long as there is a source that has not let this flight
+// down it is the one to hope for: perhaps it was not asked because a neighbour, who just died, was asking it.
+// Else it is over where next to nothing came lately, or nothing at all for a while; for a longer one where
+// bytes came steadily for long.
+func (p *plan) late(silence time.Duration) bool {
+	lately := p.lately()
+	if !p.overdue() {
+		return false
+	}
+	now := time.Now()
+	p.f.mu.Lock()
+	age := now.Sub(p.f.wanted) + p.f.spent
+	at, hanging := map[string]bool{}, map[string]bool{}
+	for l := range p.f.legs {
+		if l.silent(now) > l.src.patience() {
+			hanging[l.src.name()] = true
+		} else {
+			at[l.src.name()] = true
+		}
+	}
+	p.f.mu.Unlock()
+	if lately > helpFloor*lateSilence.Seconds() && silence <= max(lateSilence, age/4) {
+		return false
+	}
+	return !slices.ContainsFunc(p.candidates(), func(s source) bool {
+		return at[s.name()] || !p.excluded[s.name()] && !p.letDown[s.name()] && !hanging[s.name()]
+	})
+}
+
+// lately is how many bytes came in the last lateSilence, or in up to twice as long.
+func (p *plan) lately() float64 {
+	p.f.mu.Lock()
+	got := p.f.got
+	p.f.mu.Unlock()
+	if now := time.Now(); now.Sub(p.marks[1].at) >= lateSilence {
+		p.marks[0], p.marks[1] = p.marks[1], growth{held: got, at: now}
+	}
+	return float64(got - p.marks[0].held)
 }
 
 // limit is how long the flight may go without a byte.
@@ -432,10 +502,12 @@ func (p *plan) ended(l *leg, err error) {
 	if l.dismissed || err == nil { // an overtaken one ends well where its next byte finds all the others there
 		if trouble != nil {
 			p.failures[name]++
+			p.letDown[name] = true
 			l.src.flaky(trouble)
 		}
 		return
 	}
+	p.letDown[name] = true
 	if errors.Is(err, ErrAbsent) {
 		p.failures[name] += absentWeight
 	} else {

@@ -318,15 +318,24 @@ func (s *Server) narFromFlight(w http.ResponseWriter, r *http.Request, got *foun
 		return
 	}
 	s.ahead.wanted(got)
-	f, content, err := s.flights.join(got.v, spent)
+	began := time.Now()
+	content, fresh, err := s.flights.join(got.v, spent)
 	if err != nil {
 		s.narDirect(w, r, got, err)
 		return
 	}
-	defer s.flights.leave(f)
-	defer content.close()
+	defer func() { content.close() }()
+	_, err = content.await(r.Context(), 0)
+	// A flight that began before Nix asked may have used up its tries while nothing could be reached.
+	if took := spent + time.Since(began); err != nil && !fresh && took < limitUnseen/2 && r.Context().Err() == nil {
+		if again, _, jerr := s.flights.join(got.v, took); jerr == nil {
+			content.close()
+			content = again
+			_, err = content.await(r.Context(), 0)
+		}
+	}
 	// Without a byte in hand a quick 404 is the cheapest failure: Nix asks its next substituter.
-	if _, err := content.await(r.Context(), 0); err != nil {
+	if err != nil {
 		cutIfStopping(r)
 		if errors.Is(err, ErrAbsent) { // its location may be old; one that could not be asked is no reason
 			s.finder.forget(got.v.Path().Hash())

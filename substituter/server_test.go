@@ -139,15 +139,15 @@ func TestUpstreamBytesStreamButPeerBytesWait(t *testing.T) {
 			t.Fatal(rec.Code)
 		}
 		got, _ := s.finder.find(t.Context(), w.path.Hash())
-		f, r, err := s.flights.join(got.v, 0)
+		r, _, err := s.flights.join(got.v, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		end, err := f.await(t.Context(), r.epoch, 0)
+		end, err := r.await(t.Context(), 0)
 		if err != nil || end <= 0 || end >= 20*mib {
 			t.Errorf("upstream: first bytes at %d, %v", end, err)
 		}
-		s.flights.leave(f)
+		r.close()
 	})
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 3*mib)
@@ -157,15 +157,59 @@ func TestUpstreamBytesStreamButPeerBytesWait(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		f, r, err := s.flights.join(got.v, 0)
+		r, _, err := s.flights.join(got.v, 0)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if end, err := f.await(t.Context(), r.epoch, 0); err != nil || end != 3*mib {
+		if end, err := r.await(t.Context(), 0); err != nil || end != 3*mib {
 			t.Errorf("peer: first bytes at %d, %v; want all at once", end, err)
 		}
-		s.flights.leave(f)
+		r.close()
 	})
+}
+
+// A connection may die without a word. The only central cache is then asked on another one.
+func TestTheOnlyCentralCacheIsAskedAgainWhereAConnectionDied(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3*mib)
+		up := w.upstream("x", honest)
+		s := w.start()
+		if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != http.StatusOK {
+			t.Fatal(rec.Code)
+		}
+		up.become(behaviour{hangOpen: true})
+		time.AfterFunc(500*time.Millisecond, func() { up.become(honest) }) // which the question under way does not feel
+		start := time.Now()
+		w.wantNAR(get(s, w.narURL()))
+		if took := time.Since(start); took > 3*time.Second {
+			t.Errorf("took %v", took)
+		}
+	})
+}
+
+// What was fetched ahead of Nix may have used up its patience, or its tries, while nothing could be reached.
+// Nix is not told no for that.
+func TestNixsPatienceBeginsWhenItAsks(t *testing.T) {
+	for name, b := range map[string]behaviour{"hangs": {hangOpen: true}, "refuses": {refuse: true}, "stalls": {corrupt: -1, stopAt: mib, stall: true}} {
+		for _, ago := range []time.Duration{600 * time.Millisecond, 4 * time.Second, 20 * time.Second} {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 3*mib)
+				up := w.upstream("x", honest)
+				s := w.start()
+				if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != http.StatusOK {
+					t.Fatal(rec.Code)
+				}
+				got, _ := s.finder.find(t.Context(), w.path.Hash())
+				up.become(b)
+				s.flights.prefetch(got.v)
+				time.Sleep(ago)
+				up.become(honest)
+				if rec := get(s, w.narURL()); rec == nil || rec.Code != http.StatusOK {
+					t.Errorf("%s, %v before: %v", name, ago, rec)
+				}
+			})
+		}
+	}
 }
 
 func TestWrongBytesNeverEndCleanly(t *testing.T) {

@@ -186,7 +186,7 @@ func (p *plan) silentFor(leader *Flying) bool {
 		p.claim.offered = time.Now()
 	}
 	patience := claimPatience
-	if leader.Stage != StageLanded && !p.late() {
+	if leader.Stage != StageLanded && !p.overdue() {
 		patience *= 2
 	}
 	_, silence := p.f.look()

@@ -247,13 +247,13 @@ func TestASlowLargeNARStreamsBeforeNixGivesUp(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			f, r, err := s.flights.join(got.v, 0)
+			r, _, err := s.flights.join(got.v, 0)
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer s.flights.leave(f)
+			defer r.close()
 			start := time.Now()
-			if _, err := f.await(t.Context(), r.epoch, 0); err != nil {
+			if _, err := r.await(t.Context(), 0); err != nil {
 				t.Fatal(err)
 			}
 			if took := time.Since(start); took > w.firstByte {
