@@ -178,14 +178,7 @@ func start(t *testing.T, dir, addr, mode string, env ...string) *agent {
 	t.Cleanup(func() {
 		a.cmd.Process.Kill()
 		a.cmd.Wait()
-		b, _ := os.ReadFile(filepath.Join(dir, "starts"))
-		for pid := range strings.FieldsSeq(string(b)) { // ours: each wrote its own
-			if args, err := os.ReadFile("/proc/" + pid + "/cmdline"); err == nil && strings.HasPrefix(string(args), "flurry-test") {
-				n, _ := strconv.Atoi(pid)
-				syscall.Kill(n, syscall.SIGKILL)
-			}
-		}
-		for range a.lines { // until every child is gone
+		for killAll(dir); !a.drained(); killAll(dir) { // one may have been born meanwhile
 		}
 		r.Close()
 		if t.Failed() {
@@ -193,6 +186,33 @@ func start(t *testing.T, dir, addr, mode string, env ...string) *agent {
 		}
 	})
 	return a
+}
+
+// killAll ends every process that was started with this directory, by whomever.
+func killAll(dir string) {
+	all, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, file := range all {
+		env, _ := os.ReadFile(file) // it may be another user's, or gone
+		if strings.Contains("\x00"+string(env), "\x00FLURRY_TEST_DIR="+dir+"\x00") {
+			pid, _ := strconv.Atoi(filepath.Base(filepath.Dir(file)))
+			syscall.Kill(pid, syscall.SIGKILL)
+		}
+	}
+}
+
+// drained waits a moment for the end of what the children say, which comes when the last of them is gone.
+func (a *agent) drained() bool {
+	timeout := time.After(50 * time.Millisecond)
+	for {
+		select {
+		case _, more := <-a.lines:
+			if !more {
+				return true
+			}
+		case <-timeout:
+			return false
+		}
+	}
 }
 
 func (a *agent) errors() string {
