@@ -19,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"go.uber.org/goleak"
 	"zombiezen.com/go/sqlite"
 	"zombiezen.com/go/sqlite/sqlitex"
 
@@ -288,7 +289,7 @@ func TestMain(m *testing.M) {
 		helper(config)
 		return
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 // helper answers the question "Info or Has for this hash" on stdin after each look's Stats on stdout.
