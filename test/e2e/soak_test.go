@@ -23,6 +23,7 @@ const (
 	soakFiles      = 20
 	soakResident   = 256 << 20 // bytes, in all: what is asked of an agent under attack
 	soakSettle     = 100 * time.Second
+	soakContext    = 5 * time.Second // of an agent's log before a failed fill
 )
 
 // soak is a lab in which Nix works while everything around it breaks.
@@ -52,7 +53,7 @@ func TestSoak(t *testing.T) {
 	t.Logf("SOAK=%v SOAK_SEED=%d", length, seed)
 	s := &soak{lab: newLab(t, labConfig{machines: 3, upstreamRate: envOr("SOAK_RATE", "50mbit")}), rnd: rand.New(rand.NewPCG(seed, 0))}
 	for _, m := range s.machine[1:] {
-		m.startAgent(agentConfig{})
+		m.startAgent(agentConfig{toml: "[log]\nlevel = \"debug\"\n"})
 	}
 	s.fill(s.machine[1], slices.Sorted(maps.Keys(s.w.corpus.paths))[0], make(chan struct{}))
 	before := vitalsOf(t, s.machine[1].agent)
@@ -116,7 +117,7 @@ func (s *soak) work(m *machine, rnd *rand.Rand, stop chan struct{}) {
 // fill substitutes a closure. It is tried again as long as its failure may come from a cut.
 func (s *soak) fill(m *machine, path string, stop chan struct{}) {
 	for {
-		cut := s.broken.Load()
+		cut, began := s.broken.Load(), time.Now()
 		r := m.realise(path)
 		if r.code == 0 {
 			s.fills.Add(1)
@@ -127,6 +128,7 @@ func (s *soak) fill(m *machine, path string, stop chan struct{}) {
 		}
 		if cut%2 == 0 && s.broken.Load() == cut {
 			s.t.Errorf("%s, machine %d: nothing was cut, and Nix failed after %.1f s: %s", time.Now().Format(time.TimeOnly), m.n, r.took.Seconds(), tail(r.err, 600))
+			s.t.Logf("its agent meanwhile:\n%s", m.agent.logSince(began.Add(-soakContext)))
 		}
 		s.tries.Add(1)
 		select {
@@ -190,4 +192,16 @@ func (s *soak) wan(state string) {
 	if out, err := s.command(s.t.Context(), "", "sw", "ip", "link", "set", "wan", state).CombinedOutput(); err != nil {
 		s.t.Fatalf("ip link set wan %s: %v: %s", state, err, out)
 	}
+}
+
+// logSince is what the agent logged from then on, without what went well.
+func (a *agent) logSince(then time.Time) string {
+	from := "time=" + then.UTC().Format("2006-01-02T15:04:05.000Z")
+	var out strings.Builder
+	for line := range strings.Lines(a.logText()) {
+		if line >= from && strings.HasPrefix(line, "time=") && !strings.Contains(line, "NAR fetched") {
+			out.WriteString(line)
+		}
+	}
+	return tail(out.String(), 30_000)
 }

@@ -199,7 +199,7 @@ func (w *world) run(p place) (c cell) {
 	}
 	c.Applied = sc.hostile[0].applied.Load()
 	sc.judge(f, &c)
-	if c.Trouble != "" && os.Getenv("FLURRY_MATRIX_LOGS") != "" {
+	if os.Getenv("FLURRY_MATRIX_LOGS") != "" {
 		name := strings.NewReplacer(" ", "-", "/", "-", ":", "").Replace(p.kind + " " + p.beside + " " + f.name)
 		b, _ := os.ReadFile(filepath.Join(sc.agent.dir, "log"))
 		os.WriteFile(filepath.Join(os.Getenv("FLURRY_MATRIX_LOGS"), name), append(b, out...), 0o600)
