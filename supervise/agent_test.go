@@ -39,7 +39,9 @@ func agentMain(dir, mode, addr string) int {
 	}
 	if !ok {
 		watchdog, _ := time.ParseDuration(os.Getenv("FLURRY_TEST_WATCHDOG"))
-		err := Run(context.Background(), Config{Addrs: strings.Split(addr, ","), Socket: socket, Watchdog: watchdog,
+		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT) // as the real program does
+		defer stop()
+		err := Run(ctx, Config{Addrs: strings.Split(addr, ","), Socket: socket, Watchdog: watchdog,
 			StartTimeout: watchdog, Log: log, StandIn: testStandIn(filepath.Join(dir, "stand in"))})
 		if e, ok := errors.AsType[*ExitError](err); ok {
 			return e.Code

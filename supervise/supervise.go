@@ -224,9 +224,11 @@ func (s *supervisor) runChild(ctx context.Context) (ending, error) {
 			return c.ending(), nil
 		case sig := <-s.signals:
 			c.forward(sig)
-		case <-done:
-			done = nil
-			c.forward(syscall.SIGTERM)
+		case <-done: // mostly by a signal that comes here, too: that is one wish to stop, not two
+			if done = nil; !c.leaving() {
+				c.forward(syscall.SIGTERM)
+				c.asked = 0
+			}
 		case m := <-s.notify.messages:
 			if m.from(cmd.Process.Pid) {
 				c.heard(m.text)
@@ -262,6 +264,7 @@ type child struct {
 	deadline *time.Timer // its next sign of life, or its end, is due
 	ready    bool
 	stopping os.Signal // passed on; the end that follows is meant
+	asked    int       // signals that told us to stop
 	killed   string    // why we ended it
 }
 
@@ -273,8 +276,11 @@ func (c *child) forward(sig os.Signal) {
 		}
 		return
 	}
-	if c.stopping != nil && c.stopping != syscall.SIGHUP { // asked twice
-		_ = c.cmd.Process.Kill()
+	c.asked++
+	if c.leaving() {
+		if c.asked > 1 {
+			_ = c.cmd.Process.Kill()
+		}
 		return
 	}
 	c.stopping = sig
