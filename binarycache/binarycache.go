@@ -64,21 +64,20 @@ func WriteNarInfo(w http.ResponseWriter, r *http.Request, n *verify.NarInfo) {
 	WriteText(w, r, narInfoType, n.String())
 }
 
-// notFound is the whole answer to a miss; Nix takes it for "not in this cache".
-var notFound = []byte("not found\n")
+// NotFoundText is the whole answer to a miss; Nix takes it for "not in this cache".
+const NotFoundText = "not found\n"
+
+// NotFoundBecauseText is NotFoundText with a reason.
+func NotFoundBecauseText(why string) string { return "not found: " + why + "\n" }
 
 // NotFound answers 404, which Nix remembers for an hour.
-func NotFound(w http.ResponseWriter) {
-	h := w.Header()
-	h["Content-Type"] = []string{"text/plain"}
-	h["Content-Length"] = []string{strconv.Itoa(len(notFound))}
-	w.WriteHeader(http.StatusNotFound)
-	w.Write(notFound)
-}
+func NotFound(w http.ResponseWriter) { WriteNotFound(w, NotFoundText) }
 
 // NotFoundBecause is NotFound with a line that tells why.
-func NotFoundBecause(w http.ResponseWriter, why string) {
-	text := "not found: " + why + "\n"
+func NotFoundBecause(w http.ResponseWriter, why string) { WriteNotFound(w, NotFoundBecauseText(why)) }
+
+// WriteNotFound answers 404 with text.
+func WriteNotFound(w http.ResponseWriter, text string) {
 	h := w.Header()
 	h["Content-Type"] = []string{"text/plain"}
 	h["Content-Length"] = []string{strconv.Itoa(len(text))}

@@ -70,31 +70,54 @@ type finder struct {
 // some could not be asked in time. Concurrent calls for one h share the work; a caller that leaves
 // does not end it.
 func (f *finder) find(ctx context.Context, h verify.StoreHash) (*found, error) {
+	if got, err := f.recall(h); got != nil || err != nil {
+		return got, err
+	}
+	call := f.calls.DoChan(h.String(), func() (any, error) { return f.lookupAndKeep(ctx, h) })
+	select {
+	case r := <-call:
+		return answerOf(r.Val, r.Err)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// findHere is find for a caller that waits for the answer, however long; it spares a goroutine.
+func (f *finder) findHere(h verify.StoreHash) (*found, error) {
+	if got, err := f.recall(h); got != nil || err != nil {
+		return got, err
+	}
+	v, err, _ := f.calls.Do(h.String(), func() (any, error) { return f.lookupAndKeep(context.Background(), h) })
+	return answerOf(v, err)
+}
+
+func answerOf(v any, err error) (*found, error) {
+	if err != nil {
+		return nil, err
+	}
+	return v.(*found), nil
+}
+
+// recall answers from memory; it returns neither if it does not know.
+func (f *finder) recall(h verify.StoreHash) (*found, error) {
 	if got, ok := f.memory.Get(h); ok {
 		return got, nil
 	}
 	if f.knownMiss(h) {
 		return nil, ErrAbsent
 	}
-	call := f.calls.DoChan(h.String(), func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), findPatience)
-		defer cancel()
-		got, err := f.lookup(ctx, h)
-		if err != nil {
-			return nil, err
-		}
-		f.memory.Add(h, got)
-		return got, nil
-	})
-	select {
-	case r := <-call:
-		if r.Err != nil {
-			return nil, r.Err
-		}
-		return r.Val.(*found), nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
+	return nil, nil
+}
+
+func (f *finder) lookupAndKeep(ctx context.Context, h verify.StoreHash) (*found, error) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), findPatience)
+	defer cancel()
+	got, err := f.lookup(ctx, h)
+	if err != nil {
+		return nil, err
 	}
+	f.memory.Add(h, got)
+	return got, nil
 }
 
 // knownMiss tells whether h was found absent a moment ago and no neighbour has claimed it since.

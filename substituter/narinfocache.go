@@ -1,21 +1,21 @@
 package substituter
 
 import (
+	"bufio"
 	"cmp"
 	"context"
-	"errors"
+	"encoding/binary"
+	"hash/crc32"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/time/rate"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/flurry-nix/flurry/verify"
 )
@@ -32,39 +32,67 @@ const (
 	janitorEvery = 6 * time.Hour
 	writeQueue   = 4096 // narinfos waiting for the disk, some 1 KiB each; more are not cached
 	writePause   = 50 * time.Millisecond
-	sweepWrites  = 4096 // after so many the cache is looked at before its time
-	blockSize    = 4096 // bytes that a small file takes on most disks
+	writeSize    = 64 << 10 // bytes of records in one write, or a little more
+	wasteOK      = 4 << 20  // bytes; a smaller file is not worth a rewrite, whatever is in it
 )
 
 const (
 	fromPeer   = "peer"
-	absentLine = "absent\n"
+	absentBody = "absent\n"
 )
 
-// narInfoCache keeps narinfos on disk, one small file each, so that a restart or a lost uplink loses
-// none. Entries are texts to be verified again when read: damage costs a question, not safety.
-// A file holds the line "from <upstream URL or peer>" and the narinfo, or the line "absent".
+// narInfoCache keeps narinfos on disk, so that a restart or a lost uplink loses none. Entries are texts to
+// be verified again when read: damage costs a question, not safety.
+//
+// They lie in one file, to which records are only ever appended; an index in memory says where the last
+// of each path is, so that not to have one costs nothing. A record is, little endian: CRC-32C of what
+// follows it, 4 bytes; length of the body, 4; seconds since 1970, 8; the store hash, 20; the body. A body is
+// the line "from <upstream URL or peer>" and the narinfo, or the line "absent", or empty for an entry that
+// was dropped. Nothing is synced: what a power cut leaves torn ends the file. When much of the file is of
+// no use any more, or it has grown to half of its room, what is worth it is copied to a new one, the least
+// recently used left out. Two agents at once, as while one takes over from the other, lose entries at most.
 type narInfoCache struct {
 	dir   string // "" disables the cache
 	log   *slog.Logger
 	queue chan cacheWrite
 	now   func() time.Time
-	most  int64 // bytes on disk; beyond, what was not used for the longest time goes
+	most  int64 // bytes on disk, the copy included
 	full  rate.Sometimes
+
+	loaded chan struct{} // closed once the index is there
+
+	writing sync.Mutex   // held by whoever changes the file
+	mu      sync.RWMutex // guards all below; taken after writing
+	file    *os.File     // nil: the cache could not be opened
+	index   map[verify.StoreHash]place
+	size    int64 // of the file, bytes
+}
+
+// place is where a record's body is.
+type place struct {
+	off    int64
+	at     int64 // when it was last used, to a day; seconds since 1970
+	length uint32
+	absent bool
 }
 
 type cacheWrite struct {
 	h    verify.StoreHash
-	text string
+	body string
 }
+
+const recordHead = 4 + 4 + 8 + len(verify.StoreHash{})
+
+// maxBody, bytes: a narinfo and the URL it is from.
+const maxBody = verify.MaxNarInfo + 16<<10
+
+var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 
 func newNarInfoCache(dir string, most int64, now func() time.Time, log *slog.Logger) *narInfoCache {
-	return &narInfoCache{dir: dir, most: most, log: log, now: now, queue: make(chan cacheWrite, writeQueue), full: rate.Sometimes{Interval: time.Minute}}
-}
-
-func (c *narInfoCache) file(h verify.StoreHash) string {
-	name := h.String()
-	return filepath.Join(c.dir, name[:2], name+".narinfo")
+	return &narInfoCache{
+		dir: dir, most: most, log: log, now: now, queue: make(chan cacheWrite, writeQueue), full: rate.Sometimes{Interval: time.Minute},
+		loaded: make(chan struct{}), index: map[verify.StoreHash]place{},
+	}
 }
 
 // cached is an entry: a narinfo's text and its origin, or a fresh "absent".
@@ -73,44 +101,62 @@ type cached struct {
 	absent     bool
 }
 
-// get returns a usable entry; ok is false if there is none.
+// get returns a usable entry; ok is false if there is none. It waits for run to have loaded the index.
 func (c *narInfoCache) get(h verify.StoreHash) (e cached, ok bool) {
 	if c.dir == "" {
 		return e, false
 	}
-	file := c.file(h)
-	b, err := os.ReadFile(file)
-	if err != nil || len(b) > verify.MaxNarInfo {
+	<-c.loaded
+	p, body, ok := c.read(h)
+	if !ok {
 		return e, false
 	}
-	info, err := os.Stat(file)
-	if err != nil {
-		return e, false
-	}
-	age := c.now().Sub(info.ModTime())
-	if string(b) == absentLine {
+	age := c.now().Sub(time.Unix(p.at, 0))
+	if p.absent {
 		return cached{absent: true}, age >= 0 && age < keepNegative
 	}
-	line, text, _ := strings.Cut(string(b), "\n")
+	line, text, _ := strings.Cut(body, "\n")
 	from, ok := strings.CutPrefix(line, "from ")
 	if !ok {
 		return e, false
 	}
 	if age > touchAfter {
-		now := c.now()
-		os.Chtimes(file, now, now)
+		c.enqueue(cacheWrite{h, body})
 	}
 	return cached{text: text, from: from}, true
 }
 
+// read returns the record of h, if there is one and it is whole.
+func (c *narInfoCache) read(h verify.StoreHash) (p place, body string, ok bool) {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	if p, ok = c.index[h]; !ok || p.absent {
+		return p, "", ok
+	}
+	b := make([]byte, recordHead+int(p.length))
+	if _, err := c.file.ReadAt(b, p.off-int64(recordHead)); err != nil {
+		return p, "", false
+	}
+	got, of, _ := parseHead(b)
+	return p, string(b[recordHead:]), of == h && got.length == p.length && intact(b)
+}
+
 // put stores a verified narinfo's text soon.
 func (c *narInfoCache) put(h verify.StoreHash, from, text string) {
-	c.enqueue(cacheWrite{h: h, text: "from " + from + "\n" + text})
+	c.enqueue(cacheWrite{h, "from " + from + "\n" + text})
 }
 
 // putAbsent stores that every upstream said it does not have h.
 func (c *narInfoCache) putAbsent(h verify.StoreHash) {
-	c.enqueue(cacheWrite{h: h, text: absentLine})
+	c.enqueue(cacheWrite{h, absentBody})
+}
+
+// drop forgets one entry.
+func (c *narInfoCache) drop(h verify.StoreHash) {
+	c.mu.Lock()
+	delete(c.index, h)
+	c.mu.Unlock()
+	c.enqueue(cacheWrite{h: h})
 }
 
 func (c *narInfoCache) enqueue(w cacheWrite) {
@@ -123,144 +169,303 @@ func (c *narInfoCache) enqueue(w cacheWrite) {
 	}
 }
 
-// drop forgets one entry.
-func (c *narInfoCache) drop(h verify.StoreHash) {
-	if c.dir != "" {
-		os.Remove(c.file(h))
-	}
-}
-
-// run writes entries and clears out old ones until ctx ends; then it writes what is queued.
+// run loads the index, then writes entries and clears out old ones until ctx ends; then it writes what is
+// queued.
 func (c *narInfoCache) run(ctx context.Context) error {
 	if c.dir == "" {
 		<-ctx.Done()
 		return nil
 	}
-	c.sweep(ctx)
+	if err := c.load(); err != nil {
+		c.log.Warn("cached narinfos cannot be read; is the state directory writable?", "err", err)
+	}
+	close(c.loaded)
+	defer c.close()
 	tick := time.NewTicker(janitorEvery)
 	defer tick.Stop()
-	for written := 1; ; written++ {
-		if written%sweepWrites == 0 {
-			c.sweep(ctx)
-		}
-		select {
-		case w := <-c.queue:
-			c.awaitLull(ctx)
-			c.write(w)
-			c.drain()
-		case <-tick.C:
-			c.sweep(ctx)
-		case <-ctx.Done():
-			c.drain()
-			return nil
-		}
-	}
-}
-
-// awaitLull waits for a moment without news: Nix asks hundreds of questions in a row, a file costs as much
-// as two answers, and the answers come first.
-func (c *narInfoCache) awaitLull(ctx context.Context) {
-	for n := -1; n != len(c.queue) && len(c.queue) < writeQueue/2; {
-		n = len(c.queue)
-		select {
-		case <-time.After(writePause):
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
-// drain writes what is queued.
-func (c *narInfoCache) drain() {
 	for {
 		select {
 		case w := <-c.queue:
+			select { // Nix asks hundreds of questions in a row: one write for many, and not while it waits
+			case <-time.After(writePause):
+			case <-ctx.Done():
+			}
 			c.write(w)
-		default:
-			return
+		case <-tick.C:
+			c.forgetOld()
+		case <-ctx.Done():
+			select {
+			case w := <-c.queue:
+				c.write(w)
+			default:
+			}
+			return nil
+		}
+		if err := c.compactIfDue(); err != nil {
+			c.full.Do(func() {
+				c.log.Warn("cached narinfos could not be copied; is the state directory's disk full?", "err", err)
+			})
 		}
 	}
 }
 
-// write puts an entry in place with as few system calls as can be, neither synced nor renamed: what is
-// read half written, or after a power cut, does not verify and is only a question more.
+func (c *narInfoCache) path() string { return filepath.Join(c.dir, "log") }
+
+// load opens the file and reads its index. What else is in the directory is of another version or was
+// interrupted.
+func (c *narInfoCache) load() error {
+	names, err := os.ReadDir(c.dir)
+	if err != nil {
+		return err
+	}
+	for _, n := range names {
+		if n.Name() != filepath.Base(c.path()) {
+			os.RemoveAll(filepath.Join(c.dir, n.Name()))
+		}
+	}
+	f, err := os.OpenFile(c.path(), os.O_RDWR|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	r := bufio.NewReaderSize(f, 256<<10)
+	buf := make([]byte, recordHead, 4<<10)
+	for {
+		buf = buf[:recordHead]
+		if _, err := io.ReadFull(r, buf); err != nil {
+			break
+		}
+		p, h, ok := parseHead(buf)
+		if !ok {
+			break
+		}
+		buf = slices.Grow(buf, int(p.length))[:recordHead+int(p.length)]
+		if _, err := io.ReadFull(r, buf[recordHead:]); err != nil || !intact(buf) {
+			break
+		}
+		c.note(h, p, c.size, string(buf[recordHead:]) == absentBody)
+		c.size += int64(len(buf))
+	}
+	c.file = f
+	if info, err := f.Stat(); err != nil || info.Size() == c.size {
+		return err
+	}
+	return f.Truncate(c.size) // torn: nothing after it would be found again
+}
+
+// note puts a record that begins at start into the index. mu is held.
+func (c *narInfoCache) note(h verify.StoreHash, p place, start int64, absent bool) {
+	if p.length == 0 {
+		delete(c.index, h)
+		return
+	}
+	p.off, p.absent = start+int64(recordHead), absent
+	c.index[h] = p
+}
+
+// close ends the use of the file.
+func (c *narInfoCache) close() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.file != nil {
+		c.file.Close()
+	}
+	clear(c.index)
+}
+
+func appendRecord(b []byte, w cacheWrite, at int64) []byte {
+	start := len(b)
+	b = append(b, 0, 0, 0, 0)
+	b = binary.LittleEndian.AppendUint32(b, uint32(len(w.body)))
+	b = binary.LittleEndian.AppendUint64(b, uint64(at))
+	b = append(append(b, w.h[:]...), w.body...)
+	binary.LittleEndian.PutUint32(b[start:], crc32.Checksum(b[start+4:], castagnoli))
+	return b
+}
+
+// parseHead reads a record's head; ok is false if it cannot be one.
+func parseHead(b []byte) (p place, h verify.StoreHash, ok bool) {
+	p.length = binary.LittleEndian.Uint32(b[4:])
+	p.at = int64(binary.LittleEndian.Uint64(b[8:]))
+	copy(h[:], b[16:])
+	return p, h, p.length <= maxBody
+}
+
+func intact(record []byte) bool {
+	return binary.LittleEndian.Uint32(record) == crc32.Checksum(record[4:], castagnoli)
+}
+
+// write appends w and what else is queued.
 func (c *narInfoCache) write(w cacheWrite) {
-	file := c.file(w.h)
-	err := writeFile(file, w.text)
-	if errors.Is(err, fs.ErrNotExist) {
-		if err = os.MkdirAll(filepath.Dir(file), 0o700); err == nil {
-			err = writeFile(file, w.text)
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	at := c.now().Unix()
+	var b []byte
+	var batch []cacheWrite
+	for more := true; more; {
+		b, batch = appendRecord(b, w, at), append(batch, w)
+		select {
+		case w = <-c.queue:
+		default:
+			more = false
 		}
-	}
-	if err != nil {
-		c.log.Warn("a narinfo could not be cached; is the state directory's disk full?", "err", err)
+		if len(b) >= writeSize || !more {
+			if err := c.append(b, batch, at); err != nil {
+				c.full.Do(func() { c.log.Warn("narinfos could not be cached; is the state directory's disk full?", "err", err) })
+			}
+			b, batch = b[:0], batch[:0]
+		}
 	}
 }
 
-// writeFile is os.WriteFile without its attempt to make the file pollable.
-func writeFile(file, text string) error {
-	fd, err := unix.Open(file, unix.O_WRONLY|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return &fs.PathError{Op: "open", Path: file, Err: err}
+// append writes records and notes where they are. writing is held.
+func (c *narInfoCache) append(b []byte, batch []cacheWrite, at int64) error {
+	if c.file == nil {
+		return nil // that was told already
 	}
-	defer unix.Close(fd)
-	if n, err := unix.Write(fd, []byte(text)); err != nil || n < len(text) {
-		return &fs.PathError{Op: "write", Path: file, Err: cmp.Or(err, io.ErrShortWrite)}
+	_, err := c.file.Write(b)
+	end, serr := c.file.Seek(0, io.SeekCurrent)
+	if err = cmp.Or(err, serr); err != nil {
+		if terr := c.file.Truncate(c.size); terr != nil { // part of a record would hide all after it
+			return terr
+		}
+		return err
 	}
+	start := end - int64(len(b)) // another agent may have written too
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for _, w := range batch {
+		c.note(w.h, place{at: at, length: uint32(len(w.body))}, start, w.body == absentBody)
+		start += int64(recordHead + len(w.body))
+	}
+	c.size = end
 	return nil
 }
 
-// sweep removes entries that are too old and, while there are too many, those whose use lies back
-// furthest, to a day.
-func (c *narInfoCache) sweep(ctx context.Context) {
-	var kept []time.Duration // ages
-	c.remove(ctx, func(age time.Duration, absent bool) bool {
-		old := age > keepPositive || absent && age > keepNegative
-		if !old {
-			kept = append(kept, age)
+// old tells whether an entry's time is over.
+func (c *narInfoCache) old(p place) bool {
+	age := c.now().Sub(time.Unix(p.at, 0))
+	return age > keepPositive || p.absent && age > keepNegative
+}
+
+// forgetOld removes what is too old from the index.
+func (c *narInfoCache) forgetOld() { c.forget(c.old) }
+
+// forget removes entries from the index and counts them.
+func (c *narInfoCache) forget(match func(place) bool) (positive, negative int) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for h, p := range c.index {
+		switch {
+		case !match(p):
+			continue
+		case p.absent:
+			negative++
+		default:
+			positive++
 		}
-		return old
-	})
-	most := int(c.most / blockSize)
-	if len(kept) <= most {
-		return
+		delete(c.index, h)
 	}
-	slices.Sort(kept)
-	limit := kept[most*7/8] // some more than need be, so that the next entry is not the next sweep
-	c.remove(ctx, func(age time.Duration, _ bool) bool { return age >= limit })
+	return positive, negative
 }
 
 // clear forgets the negative entries, or all of them, and counts them.
 func (c *narInfoCache) clear(all bool) (positive, negative int, err error) {
-	return c.remove(context.Background(), func(_ time.Duration, absent bool) bool { return all || absent })
-}
-
-// remove deletes the entries that match and counts them.
-func (c *narInfoCache) remove(ctx context.Context, match func(age time.Duration, absent bool) bool) (positive, negative int, err error) {
 	if c.dir == "" {
 		return 0, 0, nil
 	}
-	err = filepath.WalkDir(c.dir, func(path string, d fs.DirEntry, err error) error {
-		if err != nil || d.IsDir() {
-			return ctx.Err()
+	<-c.loaded
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	positive, negative = c.forget(func(p place) bool { return all || p.absent })
+	return positive, negative, c.compact()
+}
+
+// compactIfDue copies what is worth it when the file has grown too large, or most of it is of no use.
+func (c *narInfoCache) compactIfDue() error {
+	c.writing.Lock()
+	defer c.writing.Unlock()
+	if c.size <= min(wasteOK, c.most/2) {
+		return nil
+	}
+	live := int64(0)
+	c.mu.RLock()
+	for _, p := range c.index {
+		live += int64(recordHead) + int64(p.length)
+	}
+	c.mu.RUnlock()
+	if c.size <= c.most/2 && live >= c.size/2 {
+		return nil
+	}
+	return c.compact()
+}
+
+// compact copies the newest live entries to a new file. writing is held; questions go on meanwhile.
+func (c *narInfoCache) compact() error {
+	if c.file == nil {
+		return nil
+	}
+	c.forgetOld()
+	type entry struct {
+		h verify.StoreHash
+		place
+	}
+	var list []entry // the last written last, which is also the last used
+	c.mu.RLock()
+	for h, p := range c.index {
+		list = append(list, entry{h, p})
+	}
+	c.mu.RUnlock()
+	slices.SortFunc(list, func(a, b entry) int { return cmp.Compare(a.off, b.off) })
+	room := c.most * 3 / 8 // some less than makes it due, so that the next entry is not the next copy
+	first := len(list)
+	for ; first > 0; first-- {
+		if room -= int64(recordHead) + int64(list[first-1].length); room < 0 {
+			break
 		}
-		info, err := d.Info()
-		if err != nil {
-			return nil // it is gone already
+	}
+	f, err := os.OpenFile(c.path()+".new", os.O_RDWR|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return err
+	}
+	w := bufio.NewWriterSize(f, 256<<10)
+	moved := make(map[verify.StoreHash]place, len(list)-first)
+	at := int64(0)
+	var buf []byte
+	for _, e := range list[first:] {
+		n := recordHead + int(e.length)
+		buf = slices.Grow(buf[:0], n)[:n]
+		if _, err = c.file.ReadAt(buf, e.off-int64(recordHead)); err != nil {
+			break
 		}
-		absent := info.Size() == int64(len(absentLine))
-		if !match(c.now().Sub(info.ModTime()), absent) {
-			return ctx.Err()
+		if _, h, _ := parseHead(buf); h != e.h || !intact(buf) {
+			continue // damaged since
 		}
-		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return err
+		if _, err = w.Write(buf); err != nil {
+			break
 		}
-		if absent {
-			negative++
-		} else {
-			positive++
+		p := e.place
+		p.off = at + int64(recordHead)
+		moved[e.h], at = p, at+int64(n)
+	}
+	err = cmp.Or(err, w.Flush(), f.Sync())
+	if err == nil {
+		err = os.Rename(f.Name(), c.path())
+	}
+	if err != nil {
+		f.Close()
+		os.Remove(f.Name())
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	for h := range moved {
+		if _, ok := c.index[h]; !ok {
+			delete(moved, h) // dropped meanwhile
 		}
-		return ctx.Err()
-	})
-	return positive, negative, err
+	}
+	c.file.Close()
+	c.file, c.index, c.size = f, moved, at
+	return nil
 }

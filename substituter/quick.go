@@ -3,6 +3,7 @@ package substituter
 import (
 	"bytes"
 	"cmp"
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -12,15 +13,22 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/flurry-nix/flurry/binarycache"
 	"github.com/flurry-nix/flurry/verify"
 )
 
 // Nix asks hundreds of narinfos in a row on one connection, and parsing a request, two goroutines and a
 // context cost net/http several times what the answer does. So a kept-alive connection from this machine
-// is looked at before net/http reads it: a plain question that memory answers is answered at once, all
-// else is passed on untouched. What is passed on is never looked at again until its answer has left; and
-// a connection on which a request does not arrive in one piece is net/http's alone from then on, so that
-// bytes which are the middle of something cannot be taken for a question.
+// is looked at before net/http reads it: a plain question for a narinfo, or for a small NAR of the store,
+// is answered then and there, all else is passed on untouched. What is passed on is never looked at again
+// until its answer has left; and a connection on which a request does not arrive in one piece is
+// net/http's alone from then on, so that bytes which are the middle of something cannot be taken for a
+// question. To net/http the connection is idle meanwhile: when the agent stops, it closes it, and Nix asks
+// the successor.
+
+// quickNAR, bytes: up to here a NAR is written in one piece with its header. Each connection keeps that
+// much memory; of larger ones what net/http adds is small.
+const quickNAR = 64 << 10
 
 // Listener returns ln with quick answers. Its connections must be served by an http.Server whose
 // ConnState is, or calls, [ConnState].
@@ -60,6 +68,8 @@ type quickConn struct {
 	host  []byte // the last Host that was fine
 	out   []byte // the answer under way
 	date  httpDate
+	told  *found // the narinfo that is the answer; nil if it is another one
+	sent  *found // whose NAR is the answer; nil likewise
 }
 
 type connState uint8
@@ -81,11 +91,18 @@ func (c *quickConn) Read(p []byte) (int, error) {
 		if n == 0 || c.state == plain {
 			return n, err
 		}
-		if c.state == waiting && err == nil && c.answer(p[:n]) {
-			if _, err := c.TCPConn.Write(c.out); err != nil {
+		if c.state == waiting && err == nil {
+			done, err := c.answer(p[:n])
+			if err == nil && done {
+				_, err = c.TCPConn.Write(c.out)
+				c.answered(err)
+			}
+			if err != nil {
 				return 0, err
 			}
-			continue
+			if done {
+				continue
+			}
 		}
 		// More bytes before the answer has left are a body, or the request after.
 		if c.state == passed || !wholeHead(p[:n]) {
@@ -130,44 +147,112 @@ func wholeHead(b []byte) bool {
 	return end >= 0 && end+4 == len(b)
 }
 
-// answer renders the answer to the question b into c.out, if it is one that memory answers.
-func (c *quickConn) answer(b []byte) bool {
+// answer renders the answer to the question b into c.out; done is false if b is for net/http. It takes as
+// long as the sources of a narinfo do. After an error the connection is to be closed.
+func (c *quickConn) answer(b []byte) (done bool, err error) {
 	name, host, ok := plainQuestion(b)
 	if !ok {
-		return false
+		return false, nil
 	}
 	if !bytes.Equal(host, c.host) {
 		if !loopbackName(string(host)) {
-			return false
+			return false, nil
 		}
 		c.host = append(c.host[:0], host...)
 	}
-	h, err := verify.ParseStoreHash(name)
+	if hash, ok := bytes.CutSuffix(name, []byte(".narinfo")); ok {
+		return c.narInfo(hash)
+	}
+	return c.nar(string(name)), nil
+}
+
+func (c *quickConn) narInfo(name []byte) (done bool, err error) {
+	h, err := verify.ParseStoreHash(string(name))
 	if err != nil {
-		return false
+		return false, nil
 	}
 	s := c.s
-	if got, ok := s.finder.memory.Get(h); ok {
-		s.Stats.NarInfoHits.Add(1)
-		s.ahead.answered(got)
-		c.render("HTTP/1.1 200 OK\r\nContent-Type: text/x-nix-narinfo\r\nContent-Length: ", got.text)
-		return true
+	select {
+	case <-s.ready:
+	default:
+		return false, nil
 	}
-	if s.finder.knownMiss(h) {
-		s.Stats.NarInfoMisses.Add(1)
-		c.render("HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: ", "not found\n")
-		return true
+	got, err := s.finder.findHere(h)
+	if err != nil {
+		if s.flights.ctx.Err() != nil && !errors.Is(err, ErrAbsent) {
+			return false, io.EOF // as in cutIfStopping
+		}
+		c.render("HTTP/1.1 404 Not Found\r\nContent-Type: text/plain\r\nContent-Length: ", s.missed(err))
+		return true, nil
 	}
-	return false
+	s.Stats.NarInfoHits.Add(1)
+	c.told = got
+	c.render("HTTP/1.1 200 OK\r\nContent-Type: text/x-nix-narinfo\r\nContent-Length: ", got.text)
+	return true, nil
+}
+
+// nar renders a small NAR of the local store whose narinfo is in memory, as it is when Nix has just asked
+// for it. Whatever is unusual about it is net/http's to tell.
+func (c *quickConn) nar(name string) bool {
+	s := c.s
+	h, narHash, ok := binarycache.ParseNARURL(name)
+	if !ok {
+		return false
+	}
+	got, ok := s.finder.memory.Get(h)
+	if !ok || got.v.NarHash() != narHash || got.v.NarSize() > quickNAR || !s.store.Has(h) {
+		return false
+	}
+	ctx := s.flights.ctx
+	content, err := s.store.NAR(ctx, h)
+	if err != nil || content.Size() != got.v.NarSize() {
+		return false
+	}
+	c.head("HTTP/1.1 200 OK\r\nContent-Type: application/x-nix-nar\r\nAccept-Ranges: bytes\r\nContent-Length: ", int(content.Size()))
+	if _, err := content.WriteRange(ctx, (*appender)(&c.out), 0, content.Size()); err != nil {
+		return false
+	}
+	c.sent = got
+	return true
+}
+
+// appender is an io.Writer to memory, without the growth of a bytes.Buffer beyond it.
+type appender []byte
+
+// Write implements io.Writer.
+func (a *appender) Write(p []byte) (int, error) {
+	*a = append(*a, p...)
+	return len(p), nil
+}
+
+// answered notes what left, or did not, after Nix has it.
+func (c *quickConn) answered(err error) {
+	told, sent := c.told, c.sent
+	c.told, c.sent = nil, nil
+	switch {
+	case err != nil:
+	case told != nil:
+		c.s.ahead.answered(told)
+	case sent != nil:
+		size := sent.v.NarSize()
+		c.s.Stats.FromStore.Add(size)
+		c.s.Stats.ToNix.Add(size)
+		c.s.servedFromStore(sent.v, 0)
+	}
 }
 
 func (c *quickConn) render(head, text string) {
+	c.head(head, len(text))
+	c.out = append(c.out, text...)
+}
+
+// head renders the head of an answer of size bytes.
+func (c *quickConn) head(head string, size int) {
 	b := append(c.out[:0], head...)
-	b = strconv.AppendInt(b, int64(len(text)), 10)
+	b = strconv.AppendInt(b, int64(size), 10)
 	b = append(b, "\r\nDate: "...)
 	b = append(b, c.date.now()...)
-	b = append(b, "\r\n\r\n"...)
-	c.out = append(b, text...)
+	c.out = append(b, "\r\n\r\n"...)
 }
 
 // httpDate renders the time once a second.
@@ -183,32 +268,32 @@ func (d *httpDate) now() []byte {
 	return d.text
 }
 
-const narInfoLine = ".narinfo HTTP/1.1\r\n"
-
-// plainQuestion takes apart a GET of a narinfo that has no header but those which Nix sends and which do
-// not change the answer. name is the store hash, unchecked.
-func plainQuestion(b []byte) (name string, host []byte, ok bool) {
-	const nameAt, lineAt = len("GET /"), len("GET /") + verify.StoreHashLen
-	if len(b) < lineAt+len(narInfoLine) || string(b[:nameAt]) != "GET /" || string(b[lineAt:lineAt+len(narInfoLine)]) != narInfoLine {
-		return "", nil, false
+// plainQuestion takes apart a GET that has no header but those which Nix sends and which do not change the
+// answer. name is the path without its slash, unchecked.
+func plainQuestion(b []byte) (name, host []byte, ok bool) {
+	line, rest, _ := bytes.Cut(b, []byte("\r\n"))
+	name, get := bytes.CutPrefix(line, []byte("GET /"))
+	name, http := bytes.CutSuffix(name, []byte(" HTTP/1.1"))
+	if !get || !http {
+		return nil, nil, false
 	}
-	for rest := b[lineAt+len(narInfoLine):]; ; {
+	for {
 		end := bytes.Index(rest, []byte("\r\n"))
 		switch {
 		case end < 0:
-			return "", nil, false
+			return nil, nil, false
 		case end == 0: // the end of the head, and of all that came
-			return string(b[nameAt:lineAt]), host, host != nil && len(rest) == 2
+			return name, host, host != nil && len(rest) == 2
 		}
 		field, value, found := bytes.Cut(rest[:end], []byte(": "))
 		switch rest = rest[end+2:]; {
 		case !found:
-			return "", nil, false
+			return nil, nil, false
 		case bytes.EqualFold(field, []byte("Host")) && host == nil:
 			host = value
 		case bytes.EqualFold(field, []byte("User-Agent")), bytes.EqualFold(field, []byte("Accept")), bytes.EqualFold(field, []byte("Accept-Encoding")):
 		default:
-			return "", nil, false
+			return nil, nil, false
 		}
 	}
 }

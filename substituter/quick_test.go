@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 )
 
 // listen serves s on loopback as an agent does; seen counts what reaches net/http.
@@ -84,8 +85,8 @@ func TestQuickAnswersAreThoseOfNetHTTP(t *testing.T) {
 	if got[0] != got[2] || got[0] != got[4] || got[1] != got[3] || !strings.HasPrefix(got[0], "200 text/x-nix-narinfo\nStorePath: ") || !strings.HasPrefix(got[1], "404 ") {
 		t.Errorf("answers differ: %q", got)
 	}
-	if n := seen(); n != 2 {
-		t.Errorf("net/http saw %d requests, want the first of each", n)
+	if n := seen(); n != 1 {
+		t.Errorf("net/http saw %d requests, want the connection's first", n)
 	}
 	if h, m := s.Stats.NarInfoHits.Load(), s.Stats.NarInfoMisses.Load(); h != 3 || m != 2 {
 		t.Errorf("counted %d hits and %d misses", h, m)
@@ -134,22 +135,103 @@ func TestOnlyPlainQuestionsAreQuick(t *testing.T) {
 	}
 }
 
-func TestAQuickAnswerAllocatesNextToNothing(t *testing.T) {
+// TestQuestionsNewToTheAgentAreQuickToo: the connection waits for the sources itself.
+func TestQuestionsNewToTheAgentAreQuickToo(t *testing.T) {
 	w := newWorld(t, 100)
+	w.upstream("x", honest)
+	addr, seen := w.listen(w.start())
+	get := func(path string) step {
+		return step{"GET /" + path + " HTTP/1.1\r\nHost: " + addr + "\r\n\r\n", 1}
+	}
+	got := talk(t, addr, get("nix-cache-info"), get(w.path.Hash().String()+".narinfo"))
+	if !strings.HasPrefix(got[1], "200 text/x-nix-narinfo\nStorePath: ") || seen() != 1 {
+		t.Errorf("%d requests reached net/http; %q", seen(), got)
+	}
+}
+
+// TestNoAnswerIsAQuickMiss: no source can be asked, and Nix is told so with 404 at once.
+func TestNoAnswerIsAQuickMiss(t *testing.T) {
+	w := newWorld(t, 100)
+	w.upstream("x", behaviour{refuse: true, corrupt: -1})
+	s := w.start()
+	s.finder.started = time.Now().Add(-time.Minute) // neighbours have been found
+	addr, seen := w.listen(s)
+	get := func(path string) step {
+		return step{"GET /" + path + " HTTP/1.1\r\nHost: " + addr + "\r\n\r\n", 1}
+	}
+	question := get(w.path.Hash().String() + ".narinfo")
+	long := talk(t, addr, question)
+	got := talk(t, addr, get("nix-cache-info"), question)
+	if got[1] != long[0] || !strings.HasPrefix(got[1], "404 ") || seen() != 2 {
+		t.Errorf("%d requests reached net/http; %q, the long way %q", seen(), got, long)
+	}
+	if n := s.Stats.NarInfoMisses.Load(); n != 2 {
+		t.Errorf("counted %d misses", n)
+	}
+}
+
+func TestASmallNAROfTheStoreIsQuick(t *testing.T) {
+	w := newWorld(t, 3000)
 	w.store.add(w.info, w.nar)
 	s := w.start()
-	if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != 200 {
-		t.Fatal(rec.Code)
+	addr, seen := w.listen(s)
+	head := "GET /%s HTTP/1.1\r\nHost: " + addr + "\r\n%s\r\n"
+	narInfo := step{fmt.Sprintf(head, w.path.Hash().String()+".narinfo", ""), 1}
+	nar := step{fmt.Sprintf(head, w.narURL(), ""), 1}
+	got := talk(t, addr, nar, narInfo, nar, step{fmt.Sprintf(head, w.narURL(), "Range: bytes=5-8\r\n"), 1}, nar)
+	want := "200 application/x-nix-nar\n" + string(w.nar)
+	if got[0] != want || got[2] != want || got[4] != want || got[3] != "206 application/x-nix-nar\n"+string(w.nar[5:9]) {
+		t.Error("answers differ")
 	}
-	c := &quickConn{s: s}
-	question := []byte("GET /" + w.path.Hash().String() + ".narinfo HTTP/1.1\r\nHost: 127.0.0.1:6490\r\nUser-Agent: curl/8 Nix/2.31\r\n\r\n")
-	n := testing.AllocsPerRun(1000, func() {
-		if !c.answer(question) {
-			t.Fatal("not answered")
+	if n := seen(); n != 2 {
+		t.Errorf("net/http saw %d requests, want the first and the range", n)
+	}
+	if served, bytes := s.Stats.Served.Load(), s.Stats.FromStore.Load(); served != 4 || bytes != int64(3*len(w.nar)+4) || s.Stats.ToNix.Load() != bytes {
+		t.Errorf("counted %d NARs and %d bytes", served, bytes)
+	}
+}
+
+func TestADamagedPathIsNotQuick(t *testing.T) {
+	w := newWorld(t, 3000)
+	w.store.add(w.info, w.nar[:100]) // not as long as was signed
+	w.upstream("x", honest)
+	addr, seen := w.listen(w.start())
+	get := func(path string) step {
+		return step{"GET /" + path + " HTTP/1.1\r\nHost: " + addr + "\r\n\r\n", 1}
+	}
+	got := talk(t, addr, get("nix-cache-info"), get(w.path.Hash().String()+".narinfo"), get(w.narURL()))
+	if got[2] != "200 application/x-nix-nar\n"+string(w.nar) || seen() != 2 {
+		t.Errorf("%d requests reached net/http; %.50q", seen(), got[2])
+	}
+}
+
+func TestQuickAnswersAllocateNextToNothing(t *testing.T) {
+	w := newWorld(t, 100)
+	w.store.add(w.info, w.nar)
+	w.upstream("x", behaviour{absent: true, corrupt: -1})
+	s := w.start()
+	absent := strings.Repeat("0", 32) + ".narinfo"
+	if a, b := get(s, w.path.Hash().String()+".narinfo"), get(s, absent); a.Code != 200 || b.Code != 404 {
+		t.Fatal(a.Code, b.Code)
+	}
+	for _, x := range []struct {
+		path string
+		most float64
+	}{
+		{w.path.Hash().String() + ".narinfo", 1},
+		{absent, 2},
+		{w.narURL(), 2}, // one is the content, which this store makes anew
+	} {
+		c := &quickConn{s: s}
+		question := []byte("GET /" + x.path + " HTTP/1.1\r\nHost: 127.0.0.1:6490\r\nUser-Agent: curl/8 Nix/2.31\r\n\r\n")
+		n := testing.AllocsPerRun(1000, func() {
+			if done, err := c.answer(question); !done || err != nil {
+				t.Fatal("not answered")
+			}
+		})
+		if n > x.most {
+			t.Errorf("%s: %v allocations an answer, want %v", x.path, n, x.most)
 		}
-	})
-	if n > 1 {
-		t.Errorf("%v allocations an answer", n)
 	}
 }
 

@@ -191,22 +191,28 @@ func (s *Server) narInfo(w http.ResponseWriter, r *http.Request, name string) {
 	<-s.ready
 	got, err := s.finder.find(r.Context(), h)
 	if err != nil {
-		s.Stats.NarInfoMisses.Add(1)
-		if errors.Is(err, ErrAbsent) {
-			binarycache.NotFound(w)
-			return
+		if !errors.Is(err, ErrAbsent) {
+			cutIfStopping(r)
 		}
-		cutIfStopping(r)
-		s.log.Debug("answered a narinfo question with 404 for want of an answer", "err", err) // err may name a private path
-		if s.told.Allow() {
-			s.log.Warn("no source answers narinfo questions; Nix is told 404. flurry status says who is in trouble")
-		}
-		binarycache.NotFoundBecause(w, saysNobodyAnswers)
+		binarycache.WriteNotFound(w, s.missed(err))
 		return
 	}
 	s.Stats.NarInfoHits.Add(1)
 	s.ahead.answered(got)
 	binarycache.WriteText(w, r, "text/x-nix-narinfo", got.text)
+}
+
+// missed counts a narinfo question that has no answer, and returns the text of Nix's 404.
+func (s *Server) missed(err error) string {
+	s.Stats.NarInfoMisses.Add(1)
+	if errors.Is(err, ErrAbsent) {
+		return binarycache.NotFoundText
+	}
+	s.log.Debug("answered a narinfo question with 404 for want of an answer", "err", err) // err may name a private path
+	if s.told.Allow() {
+		s.log.Warn("no source answers narinfo questions; Nix is told 404. flurry status says who is in trouble")
+	}
+	return binarycache.NotFoundBecauseText(saysNobodyAnswers)
 }
 
 // cutIfStopping ends a request without an answer once the agent is stopping (or Nix has left): Nix then
@@ -293,15 +299,22 @@ func (s *Server) narFromStore(w http.ResponseWriter, r *http.Request, v *verify.
 		s.Stats.Failed.Add(1)
 		s.log.Warn("serving a NAR from the store broke off", "err", err)
 	})
-	s.Stats.Served.Add(1)
-	if !broke && r.Method == http.MethodGet {
-		log := s.log.With("bytes", v.NarSize(), "ms", time.Since(began).Milliseconds())
-		if v.Scope() == verify.ScopePublic {
-			log = log.With("path", v.Path().Base())
-		}
-		log.Info("NAR served from the store")
+	if broke || r.Method != http.MethodGet {
+		s.Stats.Served.Add(1)
+		return true
 	}
+	s.servedFromStore(v, time.Since(began))
 	return true
+}
+
+// servedFromStore notes a NAR of the local store that left whole.
+func (s *Server) servedFromStore(v *verify.Verified, took time.Duration) {
+	s.Stats.Served.Add(1)
+	args := []any{"bytes", v.NarSize(), "ms", took.Milliseconds()}
+	if v.Scope() == verify.ScopePublic {
+		args = append(args, "path", v.Path().Base())
+	}
+	s.log.Info("NAR served from the store", args...)
 }
 
 // What Nix is told when it is told no for want of a source. Any local user may read it, so it names none.

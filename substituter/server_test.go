@@ -375,9 +375,10 @@ func TestADamagedCacheEntryIsOnlyAQuestionMore(t *testing.T) {
 		up := w.upstream("x", honest)
 		s := w.start()
 		get(s, w.path.Hash().String()+".narinfo")
-		time.Sleep(time.Second) // it is written in the lull
+		time.Sleep(time.Second) // it is written soon
 		synctest.Wait()
-		if err := os.WriteFile(s.finder.disk.file(w.path.Hash()), []byte("from http://x\nStorePath: /nix"), 0o600); err != nil {
+		damaged := appendRecord(nil, cacheWrite{w.path.Hash(), "from http://x\nStorePath: /nix"}, time.Now().Unix())
+		if err := os.WriteFile(s.finder.disk.path(), damaged, 0o600); err != nil {
 			t.Fatal(err)
 		}
 		if rec := get(w.start(), w.path.Hash().String()+".narinfo"); rec.Code != http.StatusOK || up.narInfos != 2 {

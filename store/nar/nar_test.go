@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -381,3 +382,88 @@ func TestManySmallFiles(t *testing.T) {
 		t.Error("not what Nix writes")
 	}
 }
+
+// mixedTree is one that two goroutines read in turns: many small files with large ones among them.
+func mixedTree(t *testing.T) string {
+	root := manyFiles(t, 1_000)
+	for i := range 5 {
+		if err := os.WriteFile(filepath.Join(root, fmt.Sprintf("dir%03d", 40*i), "large"), filler(50_000*(i+1)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return root
+}
+
+func TestTurnsGiveEveryRange(t *testing.T) {
+	root := mixedTree(t)
+	n := open(t, root)
+	all := whole(t, n)
+	if want := dump(t, root); !bytes.Equal(all, want) {
+		t.Fatal("not what Nix writes")
+	}
+	r := rand.New(rand.NewPCG(1, 2))
+	for range 100 {
+		off := r.Int64N(n.Size())
+		length := r.Int64N(n.Size() - off + 1)
+		var viaWrite, viaReaderFrom bytes.Buffer
+		for _, w := range []io.Writer{plain{&viaWrite}, &viaReaderFrom} {
+			if k, err := n.WriteRange(t.Context(), w, off, length); err != nil || k != length {
+				t.Fatalf("wrote %d of %d: %v", k, length, err)
+			}
+		}
+		if want := all[off:][:length]; !bytes.Equal(viaWrite.Bytes(), want) || !bytes.Equal(viaReaderFrom.Bytes(), want) {
+			t.Fatalf("%d+%d differs", off, length)
+		}
+	}
+}
+
+func TestTroubleInTurnsEndsBoth(t *testing.T) {
+	root := mixedTree(t)
+	n := open(t, root)
+	all := whole(t, n)
+	fds := func() int { l, _ := os.ReadDir("/proc/self/fd"); return len(l) }
+	before := fds()
+	for i := range 12 {
+		name := filepath.Join(root, fmt.Sprintf("dir%03d", i*16), fmt.Sprintf("module_%05d.py", i*16))
+		content, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(name, append(content, 'x'), 0o644); err != nil {
+			t.Fatal(err)
+		}
+		var b bytes.Buffer
+		k, err := n.WriteRange(t.Context(), plain{&b}, 0, n.Size())
+		if !errors.Is(err, nar.ErrChanged) || k != int64(b.Len()) || !bytes.Equal(b.Bytes(), all[:k]) {
+			t.Fatalf("file %d: wrote %d: %v", i, k, err)
+		}
+		if err := os.WriteFile(name, content, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for at := 1; at < 9; at++ { // the writer fails at its write number at
+		left := at
+		var b bytes.Buffer
+		k, err := n.WriteRange(t.Context(), plain{writerFunc(func(p []byte) (int, error) {
+			if left--; left == 0 {
+				return 0, io.ErrClosedPipe
+			}
+			return b.Write(p)
+		})}, 0, n.Size())
+		if !errors.Is(err, io.ErrClosedPipe) || k != int64(b.Len()) || !bytes.Equal(b.Bytes(), all[:k]) {
+			t.Fatalf("write %d: wrote %d: %v", at, k, err)
+		}
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	w := &changer{plain: plain{io.Discard}, at: 1 << 20, change: cancel}
+	if k, err := n.WriteRange(ctx, w, 0, n.Size()); !errors.Is(err, context.Canceled) || k >= n.Size() {
+		t.Errorf("wrote %d: %v", k, err)
+	}
+	if after := fds(); after != before {
+		t.Errorf("%d descriptors before, %d after", before, after)
+	}
+}
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }

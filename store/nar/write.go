@@ -6,7 +6,9 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -21,6 +23,9 @@ const (
 	// copyStep, bytes: how much the writer is handed at once, so that an ended context is noticed.
 	copyStep = 8 << 20
 )
+
+// underWay counts calls of WriteRange: where there are several, no processor is idle.
+var underWay atomic.Int32
 
 var buffers = sync.Pool{New: func() any { b := make([]byte, 0, bufSize); return &b }}
 
@@ -37,25 +42,43 @@ func (n *NAR) WriteRange(ctx context.Context, w io.Writer, off, length int64) (i
 	if length == 0 {
 		return 0, nil
 	}
-	buf := buffers.Get().(*[]byte)
-	s := &stream{NAR: n, ctx: ctx, w: w, buf: (*buf)[:0], pos: off, end: off + length, current: -1}
-	s.from, _ = w.(io.ReaderFrom)
-	err := s.run()
-	s.leave(0)
-	*buf = s.buf[:0]
-	buffers.Put(buf)
-	if err != nil {
+	defer underWay.Add(-1)
+	if alone := underWay.Add(1) == 1; alone && length > bufSize && runtime.GOMAXPROCS(0) > 1 {
+		if list, smalls := n.segments(off, off+length); smalls > 1 {
+			return n.writeInTurns(ctx, w, list)
+		}
+	}
+	s := n.newStream(ctx, w)
+	defer s.release()
+	s.pos, s.end = off, off+length
+	if err := s.run(); err != nil {
 		return s.written, fmt.Errorf("NAR of %s: %w", n.root, err)
 	}
 	return s.written, nil
 }
 
-// stream is one WriteRange under way. Invariant: pos is the archive offset after what is in buf.
+func (n *NAR) newStream(ctx context.Context, w io.Writer) *stream {
+	pooled := buffers.Get().(*[]byte)
+	s := &stream{NAR: n, ctx: ctx, w: w, pooled: pooled, buf: (*pooled)[:0], current: -1}
+	s.from, _ = w.(io.ReaderFrom)
+	return s
+}
+
+// release closes what is open and gives the buffer back.
+func (s *stream) release() {
+	s.leave(0)
+	*s.pooled = s.buf[:0]
+	buffers.Put(s.pooled)
+}
+
+// stream is a WriteRange under way, or one of the two that share it. Invariant: pos is the archive offset
+// after what is in buf.
 type stream struct {
 	*NAR
 	ctx      context.Context
 	w        io.Writer
 	from     io.ReaderFrom // w, if it can
+	pooled   *[]byte       // whose bytes buf has
 	buf      []byte        // never grows past its capacity
 	pos, end int64
 	written  int64
@@ -70,7 +93,19 @@ type dir struct {
 	fd    int
 }
 
+// run writes up to end.
 func (s *stream) run() error {
+	if err := s.read(); err != nil {
+		return err
+	}
+	return s.flush()
+}
+
+// read goes on to end and leaves in buf what found room there.
+func (s *stream) read() error {
+	if s.pos == s.end {
+		return nil
+	}
 	for i := s.entryAt(s.pos); s.pos < s.end; i++ {
 		e := &s.entries[i]
 		s.text = s.appendHead(s.text[:0], i)
@@ -91,7 +126,7 @@ func (s *stream) run() error {
 			return err
 		}
 	}
-	return s.flush()
+	return nil
 }
 
 // literal emits the part of text, which stands at offset at, that is wanted.

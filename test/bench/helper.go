@@ -6,6 +6,11 @@ import (
 	"bufio"
 	"context"
 	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/http/httputil"
+	"net/url"
 	"os"
 	"os/exec"
 	"strings"
@@ -19,6 +24,7 @@ import (
 const (
 	libp2pServe  = "-serve-libp2p"
 	trivialServe = "-serve-trivial"
+	proxyServe   = "-serve-proxy"
 )
 
 // serveLibp2p serves files over HTTP over libp2p; with a second argument over the agent's TLS.
@@ -30,13 +36,25 @@ func serveLibp2p(args []string) {
 
 // serveTrivial is a net/http handler that does nothing.
 func serveTrivial() {
-	addr, _, err := trivial()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, err)
-		os.Exit(1)
+	serveHandler(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusNotFound)
+		io.WriteString(w, "not found\n")
+	}))
+}
+
+// serveProxy is Go's reverse proxy, which neither verifies nor keeps anything.
+func serveProxy(args []string) {
+	serveHandler(httputil.NewSingleHostReverseProxy(&url.URL{Scheme: "http", Host: args[0]}))
+}
+
+func serveHandler(h http.Handler) {
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	if err == nil {
+		fmt.Println(ln.Addr().String())
+		err = http.Serve(ln, h)
 	}
-	fmt.Println(addr)
-	select {}
+	fmt.Fprintln(os.Stderr, err)
+	os.Exit(1)
 }
 
 // helper starts this program as a baseline and returns the address that it prints.
@@ -63,12 +81,4 @@ func (b *bench) helper(args ...string) (addr string, s *server, err error) {
 		return "", nil, err
 	}
 	return strings.TrimSpace(line), s, nil
-}
-
-func (b *bench) trivialProcess() (addr string, stop func(), err error) {
-	addr, s, err := b.helper(trivialServe)
-	if err != nil {
-		return "", nil, err
-	}
-	return addr, s.stop, nil
 }

@@ -5,10 +5,6 @@ package main
 import (
 	"crypto/sha256"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
-	"time"
 
 	"github.com/flurry-nix/flurry/verify"
 )
@@ -29,24 +25,38 @@ type contender struct {
 	addr string
 }
 
-// pair starts nginx and an agent on the same corpus and warms both up.
-func (b *bench) pair(name string) (c *corpus, both []contender, stop func(), err error) {
+// servers starts nginx, an agent and, if there is one, harmonia on the same corpus and warms them up.
+func (b *bench) servers(name string) (c *corpus, all []contender, stop func(), err error) {
 	if c, err = b.corpus(name); err != nil {
 		return nil, nil, nil, err
 	}
-	n, err := b.nginx(c.static())
-	if err != nil {
-		return nil, nil, nil, err
+	var started []*server
+	stop = func() {
+		for _, s := range started {
+			s.stop()
+		}
 	}
-	f, err := b.agent(agentConfig{store: c})
-	if err != nil {
-		n.stop()
-		return nil, nil, nil, err
+	for _, x := range []struct {
+		name  string
+		start func() (*server, error)
+	}{
+		{"nginx", func() (*server, error) { return b.nginx(c.static()) }},
+		{"flurry", func() (*server, error) { return b.agent(agentConfig{store: c}) }},
+		{"harmonia", func() (*server, error) { return b.harmonia(c) }},
+	} {
+		if x.name == "harmonia" && b.harmoniaBinary == "" {
+			continue
+		}
+		s, err := x.start()
+		if err != nil {
+			stop()
+			return nil, nil, nil, err
+		}
+		started = append(started, s)
+		all = append(all, contender{x.name, s.addr})
 	}
-	both = []contender{{"nginx", n.addr}, {"flurry", f.addr}}
-	stop = func() { f.stop(); n.stop() }
 	names, sizes := c.nars()
-	for _, x := range both {
+	for _, x := range all {
 		if _, err := fetch(x.addr, 2, 1, c.narInfos(), 200, nil); err == nil {
 			_, err = fetch(x.addr, 2, 1, names, 200, sizes)
 		}
@@ -55,7 +65,16 @@ func (b *bench) pair(name string) (c *corpus, both []contender, stop func(), err
 			return nil, nil, nil, fmt.Errorf("%s: %w", x.name, err)
 		}
 	}
-	return c, both, stop, nil
+	return c, all, stop, nil
+}
+
+// timesOf adds how long others than flurry took, as multiples of nginx's time, for comparison.
+func (res *result) timesOf(all []contender, series string) {
+	for _, x := range all {
+		if x.name != "nginx" && x.name != "flurry" {
+			res.plain(fmt.Sprintf("time of %s / nginx%s", x.name, series), res.median(x.name+series)/res.median("nginx"+series))
+		}
+	}
 }
 
 // turns runs one measurement of each contender per round, in an order that alternates.
@@ -77,14 +96,14 @@ func (b *bench) turns(list []contender, measure func(contender) error) error {
 }
 
 func narInfoRow(b *bench) (*result, error) {
-	c, both, stop, err := b.pair("closure")
+	c, all, stop, err := b.servers("closure")
 	if err != nil {
 		return nil, err
 	}
 	defer stop()
 	res := &result{}
 	names := c.narInfos()
-	err = b.turns(both, func(x contender) error {
+	err = b.turns(all, func(x contender) error {
 		const passes = 20
 		d, err := fetch(x.addr, 1, passes, names, 200, nil)
 		if err != nil {
@@ -106,34 +125,21 @@ func narInfoRow(b *bench) (*result, error) {
 	}
 	res.most("time of flurry / nginx, sequential", res.median("flurry, sequential")/res.median("nginx, sequential"), 1.1)
 	res.least("requests/s of flurry / nginx, 64", res.median("flurry, 64 connections")/res.median("nginx, 64 connections"), 0.8)
+	res.timesOf(all, ", sequential")
 	return res, nil
 }
 
-// trivial is the least that net/http can do.
-func trivial() (addr string, stop func(), err error) {
-	ln, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return "", nil, err
-	}
-	srv := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		w.WriteHeader(http.StatusNotFound)
-		io.WriteString(w, "not found\n")
-	})}
-	go srv.Serve(ln)
-	return ln.Addr().String(), func() { srv.Close() }, nil
-}
-
 func absentRow(b *bench) (*result, error) {
-	_, both, stop, err := b.pair("closure")
+	_, all, stop, err := b.servers("closure")
 	if err != nil {
 		return nil, err
 	}
 	defer stop()
-	addr, stopTrivial, err := b.trivialProcess()
+	addr, trivial, err := b.helper(trivialServe)
 	if err != nil {
 		return nil, err
 	}
-	defer stopTrivial()
+	defer trivial.stop()
 	var names []string
 	for i := range 400 {
 		sum := sha256.Sum256(fmt.Appendf(nil, "absent %d", i))
@@ -142,7 +148,7 @@ func absentRow(b *bench) (*result, error) {
 		names = append(names, h.String()+".narinfo")
 	}
 	res := &result{}
-	err = b.turns(append(both, contender{"net/http", addr}), func(x contender) error {
+	err = b.turns(append(all, contender{"net/http", addr}), func(x contender) error {
 		if _, err := fetch(x.addr, 4, 1, names, 404, nil); err != nil {
 			return err
 		}
@@ -166,7 +172,7 @@ func absentRow(b *bench) (*result, error) {
 }
 
 func narsRow(b *bench) (*result, error) {
-	c, both, stop, err := b.pair("closure")
+	c, all, stop, err := b.servers("closure")
 	if err != nil {
 		return nil, err
 	}
@@ -176,7 +182,7 @@ func narsRow(b *bench) (*result, error) {
 	asked := map[int]float64{1: 1.2, 4: 1.1, 16: 1.05}
 	for _, n := range []int{1, 4, 16} {
 		series := func(x string) string { return fmt.Sprintf("%s, %d connections", x, n) }
-		err = b.turns(both, func(x contender) error {
+		err = b.turns(all, func(x contender) error {
 			d, err := fetch(x.addr, n, 1, names, 200, sizes)
 			res.sample(series(x.name), "s", d.Seconds())
 			return err
@@ -185,6 +191,7 @@ func narsRow(b *bench) (*result, error) {
 			return nil, err
 		}
 		res.most(fmt.Sprintf("time of flurry / nginx, %d connections", n), res.median(series("flurry"))/res.median(series("nginx")), asked[n])
+		res.timesOf(all, series(""))
 	}
 	res.note("%d paths, %.0f MB", len(c.Paths), float64(c.bytes())/1e6)
 	return res, nil
@@ -209,23 +216,27 @@ func extremesRow(b *bench) (*result, error) {
 		return nil, err
 	}
 	res.Series = append(res.Series, many.Series...)
+	res.Figures = append(res.Figures, many.Figures...)
 	res.plain("time of flurry / nginx, 50,000 files", res.median("flurry, many")/res.median("nginx, many"))
 	return res, nil
 }
 
 // simple times all NARs of a corpus.
 func (b *bench) simple(name string, conns int) (*result, error) {
-	c, both, stop, err := b.pair(name)
+	c, all, stop, err := b.servers(name)
 	if err != nil {
 		return nil, err
 	}
 	defer stop()
 	res := &result{}
 	names, sizes := c.nars()
-	return res, b.turns(both, func(x contender) error {
-		var d time.Duration
+	err = b.turns(all, func(x contender) error {
 		d, err := fetch(x.addr, conns, 1, names, 200, sizes)
 		res.sample(x.name+", "+name, "s", d.Seconds())
 		return err
 	})
+	if err == nil {
+		res.timesOf(all, ", "+name)
+	}
+	return res, err
 }

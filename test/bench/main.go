@@ -39,6 +39,8 @@ type bench struct {
 	rounds int
 	quick  bool
 	key    *signer
+
+	harmoniaBinary string // harmonia-cache, for comparison; "" for none
 }
 
 func rows() []row {
@@ -52,6 +54,8 @@ func main() {
 			serveLibp2p(os.Args[2:])
 		case trivialServe:
 			serveTrivial()
+		case proxyServe:
+			serveProxy(os.Args[2:])
 		}
 	}
 	if err := run(); err != nil {
@@ -70,6 +74,7 @@ func run() error {
 	flag.StringVar(&out, "json", "", "file for the results")
 	flag.StringVar(&b.dir, "dir", filepath.Join(cache, "flurry-lab", "bench"), "where corpora are made and kept, about 30 GiB with every row")
 	flag.StringVar(&b.flurry, "flurry", "bin/flurry", "the binary to measure")
+	flag.StringVar(&b.harmoniaBinary, "harmonia", os.Getenv("HARMONIA"), "a harmonia-cache to measure beside it; default $HARMONIA")
 	flag.Parse()
 	chosen, err := choose(rows(), only)
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strconv"
 	"strings"
 	"syscall"
@@ -119,6 +120,24 @@ http {
 		return nil, err
 	}
 	return b.launch(dir, addr, nil, "nginx", "-e", "stderr", "-c", conf)
+}
+
+// harmonia serves a corpus's store, uncompressed as the others do.
+func (b *bench) harmonia(c *corpus) (*server, error) {
+	dir, err := os.MkdirTemp(b.tmp, "harmonia-")
+	if err != nil {
+		return nil, err
+	}
+	addr, err := freeAddr()
+	if err != nil {
+		return nil, err
+	}
+	conf := filepath.Join(dir, "harmonia.toml")
+	text := fmt.Sprintf("bind = %q\nworkers = %d\nreal_nix_store = %q\nenable_compression = false\n", addr, runtime.NumCPU(), c.realDir())
+	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
+		return nil, err
+	}
+	return b.launch(dir, addr, []string{"CONFIG_FILE=" + conf, "RUST_LOG=error"}, b.harmoniaBinary)
 }
 
 // agentConfig of a flurry agent on loopback.

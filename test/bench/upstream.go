@@ -26,44 +26,54 @@ func upstreamRow(b *bench) (*result, error) {
 		return nil, err
 	}
 	defer up.stop()
+	proxy, p, err := b.helper(proxyServe, up.addr)
+	if err != nil {
+		return nil, err
+	}
+	defer p.stop()
 	res := &result{}
 	names := c.narInfos()
-	ask := func(series, addr string, names []string) (p50, p99 float64, err error) {
+	ask := func(series, addr string) error {
+		if _, err := fetch(addr, 1, 1, names[:50], 200, nil); err != nil { // connections to the upstream are open
+			return err
+		}
 		x, err := dial(addr)
 		if err != nil {
-			return 0, 0, err
+			return err
 		}
 		defer x.close()
 		if _, err := x.get("nix-cache-info"); err != nil {
-			return 0, 0, err
+			return err
 		}
 		var all []float64
-		for _, name := range names {
+		for _, name := range names[50:] {
 			start := time.Now()
 			a, err := x.get(name)
 			if err != nil || a.status != 200 {
-				return 0, 0, fmt.Errorf("%s: status %d, %w", name, a.status, err)
+				return fmt.Errorf("%s: status %d, %w", name, a.status, err)
 			}
 			all = append(all, time.Since(start).Seconds()*1e3)
 		}
-		p50, p99 = quantile(all, 0.5), quantile(all, 0.99)
-		res.sample(series+", p50", "ms", p50)
-		res.sample(series+", p99", "ms", p99)
-		return p50, p99, nil
+		res.sample(series+", p50", "ms", quantile(all, 0.5))
+		res.sample(series+", p99", "ms", quantile(all, 0.99))
+		return nil
 	}
-	for range b.rounds {
-		f, err := b.agent(agentConfig{upstream: up.addr})
-		if err != nil {
-			return nil, err
+	err = b.turns([]contender{{"nginx", up.addr}, {"through Go's reverse proxy", proxy}, {name: "through flurry"}}, func(x contender) error {
+		if x.addr == "" { // one that knows nothing yet
+			f, err := b.agent(agentConfig{upstream: up.addr})
+			if err != nil {
+				return err
+			}
+			defer f.stop()
+			x.addr = f.addr
 		}
-		fetch(f.addr, 1, 1, names[:50], 200, nil) // connections to the upstream are open
-		if _, _, err = ask("nginx", up.addr, names[50:]); err == nil {
-			_, _, err = ask("through flurry", f.addr, names[50:])
-		}
-		f.stop()
-		if err != nil {
-			return nil, err
-		}
+		return ask(x.name, x.addr)
+	})
+	if err != nil {
+		return nil, err
+	}
+	for _, q := range []string{", p50", ", p99"} {
+		res.plain("ms added by Go's reverse proxy"+q, res.median("through Go's reverse proxy"+q)-res.median("nginx"+q))
 	}
 	res.most("ms added, p50", res.median("through flurry, p50")-res.median("nginx, p50"), 0.3)
 	res.most("ms added, p99", res.median("through flurry, p99")-res.median("nginx, p99"), 1)
