@@ -25,8 +25,8 @@ const (
 	tailHeld = 4 << 10
 	// pollEvery is how often a flight looks for silence and for new sources.
 	pollEvery = 25 * time.Millisecond
-	// hashStep is how much is read back from a spool file at once to be hashed: it stays within L2.
-	hashStep = 256 << 10
+	// hashStep is how much is read back from a spool file at once to be hashed.
+	hashStep = 1 << 20
 	// progressStep is how many bytes count as a sign of life: who dribbles is as good as silent.
 	progressStep = 4 << 10
 )
@@ -65,7 +65,6 @@ type flight struct {
 	asked    bool          // Nix asked for it; else it is only fetched ahead
 	wanted   time.Time     // since when its present readers, or the last past ones, wait; its beginning if nobody asked
 	spent    time.Duration // what the first of them had waited before
-	read     bool          // Nix has read it to its end
 	idle     time.Time     // since when there are no readers
 	trash    []*spool      // of failed tries; a reader may still be writing from one
 	swarm    swarm
@@ -205,11 +204,6 @@ func (r *reader) WriteRange(ctx context.Context, w io.Writer, off, length int64)
 		if err != nil {
 			return written, err
 		}
-	}
-	if off+length == r.Size() {
-		r.f.mu.Lock()
-		r.f.read = true
-		r.f.mu.Unlock()
 	}
 	return written, nil
 }
@@ -472,7 +466,6 @@ func (f *flight) restart(p *plan, cause error) error {
 	}
 	f.mu.Lock()
 	bad := failedTry{f.spool, f.parts, cause}
-	fresh.spares = bad.spool.spares
 	f.spool, f.parts, f.claimed, f.written, f.prefix, f.hold = fresh, nil, nil, nil, 0, true
 	f.epoch++
 	f.progress = time.Now()

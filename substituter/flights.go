@@ -68,7 +68,6 @@ type flights struct {
 	log          *slog.Logger
 	now          func() time.Time
 	room         room // for spools
-	spares       spares
 	noRoom       rate.Sometimes
 	uplink       uplink
 	trials       trials
@@ -106,11 +105,9 @@ func (a *flights) run(ctx context.Context) error {
 		select {
 		case <-tick.C:
 			a.sweep(a.linger)
-			a.spares.drop(spareAge, 0, &a.room)
 		case <-ctx.Done():
 			a.wg.Wait()
 			a.sweep(-1)
-			a.spares.drop(-1, 0, &a.room)
 			return nil
 		}
 	}
@@ -159,9 +156,6 @@ func (a *flights) open(v *verify.Verified) (*flight, error) {
 	if err != nil {
 		return nil, err
 	}
-	if v.Scope() == verify.ScopePublic {
-		s.spares = &a.spares
-	}
 	f := &flight{
 		hash: v.Path().Hash(), v: v, all: a,
 		changed: make(chan struct{}), legs: map[*leg]bool{},
@@ -178,46 +172,12 @@ func (a *flights) open(v *verify.Verified) (*flight, error) {
 // newSpool makes room for size bytes, if need be at the cost of landed NARs, those first that were not
 // asked for the longest time; mu is held.
 func (a *flights) newSpool(size int64) (*spool, error) {
-	if size > memorySpool {
-		a.retire()
-	}
 	for {
-		s, err := newSpool(func() (spoolFile, error) { return a.create(a.dir) }, size, &a.room, &a.spares)
-		if !errors.Is(err, errNoRoom) || !a.makeRoom() {
+		s, err := newSpool(func() (spoolFile, error) { return a.create(a.dir) }, size, &a.room)
+		if !errors.Is(err, errNoRoom) || !a.dropOldest() {
 			return s, err
 		}
 	}
-}
-
-// retire makes a spare file of the NAR that Nix has read longest ago and that is not needed here: the store
-// has it, or every byte of it came from neighbours that have the whole. mu is held.
-func (a *flights) retire() {
-	var oldest *flight
-	for _, f := range a.byHash {
-		f.mu.Lock()
-		if f.done && f.err == nil && f.readers == 0 && f.read && f.spool.file != nil && f.spool.spares != nil &&
-			(oldest == nil || f.idle.Before(oldest.idle)) && (f.fromWhole() || a.stored(f)) {
-			oldest = f
-		}
-		f.mu.Unlock()
-	}
-	a.remove(oldest)
-}
-
-// fromWhole tells whether peers that have the whole NAR brought all of it; mu is held.
-func (f *flight) fromWhole() bool {
-	for _, p := range f.parts {
-		if _, relayed := p.src.(partialSource); relayed || !p.src.fromPeer() {
-			return false
-		}
-	}
-	return true
-}
-
-// makeRoom gives up a spare file, else the landed flight that was not used for the longest time, whose file may
-// become a spare one; mu is held. It returns false if there is neither.
-func (a *flights) makeRoom() bool {
-	return a.spares.drop(-1, 1, &a.room) > 0 || a.dropOldest()
 }
 
 // dropOldest drops the landed flight that was not used for the longest time; mu is held. It returns false
@@ -231,18 +191,13 @@ func (a *flights) dropOldest() bool {
 		}
 		f.mu.Unlock()
 	}
-	return a.remove(oldest)
-}
-
-// remove drops a landed flight without readers; mu is held. It returns false for nil.
-func (a *flights) remove(f *flight) bool {
-	if f == nil {
+	if oldest == nil {
 		return false
 	}
-	delete(a.byHash, f.v.NarHash())
-	f.mu.Lock()
-	f.free()
-	f.mu.Unlock()
+	delete(a.byHash, oldest.v.NarHash())
+	oldest.mu.Lock()
+	oldest.free()
+	oldest.mu.Unlock()
 	return true
 }
 
@@ -254,7 +209,7 @@ func (a *flights) write(s *spool, p []byte, off int64) error {
 			return err
 		}
 		a.mu.Lock()
-		dropped := a.makeRoom()
+		dropped := a.dropOldest()
 		a.mu.Unlock()
 		if !dropped {
 			return err
@@ -379,7 +334,12 @@ func (a *flights) sweep(age time.Duration) {
 		if kept <= a.keep || oldest == nil {
 			return
 		}
-		a.remove(oldest)
+		delete(a.byHash, oldest.v.NarHash())
+		oldest.mu.Lock()
+		if oldest.readers == 0 {
+			oldest.free()
+		}
+		oldest.mu.Unlock()
 	}
 }
 

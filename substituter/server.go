@@ -89,7 +89,7 @@ func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Up
 	s.flights.internet, s.flights.offload = cfg.Internet, cfg.Offload
 	s.flights.dir, s.flights.finder, s.flights.stats = spools, s.finder, &s.Stats
 	s.flights.log, s.flights.now, s.flights.keep = cfg.Log, cfg.Now, cfg.CacheSize
-	s.flights.create, s.flights.spares.now = createSpoolFile, cfg.Now
+	s.flights.create = createSpoolFile
 	s.flights.room.memory.Store(cfg.MaxBuffer)
 	s.flights.room.disk.Store(cfg.CacheSize - cfg.CacheSize/narInfoShare)
 	s.flights.noRoom.Interval = time.Minute

@@ -7,7 +7,6 @@ import (
 	"os"
 	"sync/atomic"
 	"syscall"
-	"time"
 )
 
 // memorySpool is the largest NAR that is collected in memory, bytes.
@@ -16,12 +15,10 @@ const memorySpool = 4 << 20
 // spool collects the bytes of one NAR, in memory or in a file. Bytes once written do not change, so
 // readers of the written part need no lock against the writer of the rest.
 type spool struct {
-	mem    []byte
-	file   spoolFile
-	size   int64     // bytes
-	left   *room     // for all spools
-	born   time.Time // when the file was made
-	spares *spares   // who gets the file when the spool ends; nil: it is removed
+	mem  []byte
+	file spoolFile
+	size int64 // bytes
+	left *room // for all spools
 }
 
 // spoolFile is a file of the spool directory; tests have some that fail.
@@ -50,20 +47,17 @@ func take(from *atomic.Int64, n int64) bool {
 }
 
 // newSpool makes room for size bytes, which a key signed. Small NARs are collected in memory while there
-// is some left, others in a file, a spare one if possible; where no file can be had, larger ones in memory, too.
-func newSpool(create func() (spoolFile, error), size int64, left *room, old *spares) (*spool, error) {
+// is some left, others in a file; where no file can be had, larger ones in memory, too.
+func newSpool(create func() (spoolFile, error), size int64, left *room) (*spool, error) {
 	inMemory := func() *spool { return &spool{mem: make([]byte, size), size: size, left: left} }
 	if size <= memorySpool && take(&left.memory, size) {
 		return inMemory(), nil
-	}
-	if s := spareSpool(old, size, left); s != nil {
-		return s, nil
 	}
 	err := errNoRoom
 	if take(&left.disk, size) {
 		var f spoolFile
 		if f, err = create(); err == nil {
-			return &spool{file: f, size: size, left: left, born: old.now()}, nil
+			return &spool{file: f, size: size, left: left}, nil
 		}
 		left.disk.Add(size)
 		err = diskError(err)
@@ -72,20 +66,6 @@ func newSpool(create func() (spoolFile, error), size int64, left *room, old *spa
 		return inMemory(), nil
 	}
 	return nil, err
-}
-
-// spareSpool makes a spool of an old file, nil if there is none.
-func spareSpool(old *spares, size int64, left *room) *spool {
-	s, ok := old.get(size)
-	if !ok {
-		return nil
-	}
-	if s.size < size && !take(&left.disk, size-s.size) || s.size > size && s.file.Truncate(size) != nil {
-		s.discard(left)
-		return nil
-	}
-	left.disk.Add(max(0, s.size-size))
-	return &spool{file: s.file, size: size, left: left, born: s.born}
 }
 
 // diskError tells a full disk from other trouble.
@@ -131,7 +111,8 @@ func (s *spool) view(off, n int64, buf *[]byte) ([]byte, error) {
 }
 
 // writeTo sends bytes [off, off+n), all written before, to w. Each call has a file offset of its own,
-// so that the kernel can send the file without copying.
+// so that the kernel can send the file without copying. It then sends the file's pages themselves, perhaps long
+// after this returns: a file is for one NAR only, and is not written any more once Nix got some of it.
 func (s *spool) writeTo(w io.Writer, off, n int64) (int64, error) {
 	if s.mem != nil {
 		k, err := w.Write(s.mem[off : off+n])
@@ -172,7 +153,6 @@ func (s *spool) copyTo(w io.Writer, off, n int64) (written int64, err error) {
 // drop gives a file's place on the disk back before its readers are gone: they find it short.
 func (s *spool) drop() {
 	if s.file != nil {
-		s.spares = nil
 		s.file.Truncate(0)
 	}
 }
@@ -184,8 +164,7 @@ func (s *spool) close() {
 		s.mem = nil
 		return
 	}
-	ended := spare{s.file, s.size, s.born}
-	if s.spares == nil || !s.spares.put(ended) {
-		ended.discard(s.left)
-	}
+	s.left.disk.Add(s.size)
+	os.Remove(s.file.Name())
+	s.file.Close()
 }
