@@ -85,6 +85,7 @@ type Peers struct {
 	Interfaces []string       // names; empty: every suitable one
 	Networks   []netip.Prefix // where this agent announces itself
 	Static     []string       // host:port or multiaddr
+	Introduce  bool           // agents that name the same static ones to each other
 	SecretFile string         // absolute or ""
 }
 

@@ -102,6 +102,7 @@ mdns = false
 interfaces = ["eth0"]
 networks = ["10.77.0.0/16"]
 static = ["m2", "10.0.0.1", "::1", "m3:7000", "/dns4/m4/tcp/6491/p2p/12D3"]
+introduce = false
 secret_file = "/run/secrets/group"
 [internet]
 enable = true

@@ -143,6 +143,10 @@ func peersKeys() []*key {
 		doc:   "Agents to stay connected with: host, host:port or multiaddr, as \"flurry id\" prints them.",
 		field: func(c *Config, _ *Upstream) any { return &c.Peers.Static },
 	}, {
+		name: "peers.introduce", def: `true`,
+		doc:   "Let the agents of peers.static tell others of this site that name them where this one is, and this one of those; do the same for agents that name this one.",
+		field: func(c *Config, _ *Upstream) any { return &c.Peers.Introduce },
+	}, {
 		name: "peers.secret_file", def: `""`, clean: optional(absolute),
 		doc:   "File with the group secret. Peers that prove they know it also get paths of caches that are not public.",
 		field: func(c *Config, _ *Upstream) any { return &c.Peers.SecretFile },

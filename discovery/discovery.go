@@ -13,6 +13,8 @@ const (
 	ViaMDNS   Via = "mdns"
 	ViaStatic Via = "static"
 	ViaDHT    Via = "dht"
+	// ViaIntroduced is no mechanism of this folder: a static peer named the other (package p2p).
+	ViaIntroduced Via = "introduced"
 )
 
 // MaxAddrs bounds the addresses of one hint: eight IP addresses by TCP and by QUIC are more than any

@@ -161,6 +161,18 @@ func (d *dialer) knows(id peer.ID) bool {
 	return false
 }
 
+// named tells whether the operator named the peer.
+func (d *dialer) named(id peer.ID) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, n := range d.hints {
+		if n.id == id && n.Via == discovery.ViaStatic {
+			return true
+		}
+	}
+	return false
+}
+
 // knowsNear tells whether a mechanism of this site, or the operator, named the peer.
 func (d *dialer) knowsNear(id peer.ID) bool {
 	d.mu.Lock()
@@ -178,10 +190,14 @@ func (d *dialer) knowsNear(id peer.ID) bool {
 func (d *dialer) viaOf(id peer.ID, was string) string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	var best discovery.Via
 	for _, n := range d.hints {
-		if n.id == id {
-			return string(n.Via)
+		if n.id == id && (best == "" || best == discovery.ViaDHT || best == discovery.ViaIntroduced && n.Via != discovery.ViaDHT) {
+			best = n.Via
 		}
+	}
+	if best != "" {
+		return string(best)
 	}
 	if was == "" {
 		return string(discovery.ViaMDNS) // it dialled us; on a LAN that is how it knew

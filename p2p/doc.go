@@ -46,6 +46,13 @@
 //     as above, type 1: for each NAR its key, a stage (one byte; 0 takes it back), a count and so many byte
 //     ranges that can be had already (first byte and length as uvarints).
 //
+//   - /flurry/peers/1: whoever was told by its operator to stay connected with a peer opens a stream to it and says its
+//     own ports for TCP and QUIC as in dialback, 0 for none. That means: tell me of others who did the same, and
+//     them of me, at the address that I am connected from. The answer is frames as above, of at most 16 KiB, at most
+//     one a second: type 1, a JSON list of at most 32 {"id", "addrs"}, said anew with each newcomer and every
+//     minute. Both sides leave out addresses outside their networks, and, if they have a group secret, all who have
+//     not proved it. Unknown types are skipped.
+//
 //   - /flurry/dialback/1: the asker says its ports for TCP and QUIC, two bytes each, big-endian. The
 //     answerer dials them at the address that the asker is connected from, and at no other, with the asker's
 //     identity, and answers with a byte for each: 0 not reached, 1 reached, 2 refused (ports below 1024,

@@ -89,6 +89,8 @@ func bareHost(c Catalog) *Host {
 	h.peers = peerTable{host: h, byID: map[peer.ID]*Peer{}}
 	h.memory = haveMemory{host: h, most: 1 << 20}
 	h.standing = newStanding(h, "")
+	h.gater, h.dialer = newGater(h), newDialer(h)
+	h.introductions = h.newIntroductions()
 	return h
 }
 

@@ -175,6 +175,7 @@ func (h *Host) admit(ctx context.Context, p *Peer) {
 	}
 	p.mu.Unlock()
 	h.host.ConnManager().TagPeer(p.id, "group", 50)
+	h.introductions.admitted()
 	h.log.Info("peer is of the group", "peer", p.name)
 }
 

@@ -37,6 +37,7 @@ const (
 	protoHave    protocol.ID = "/flurry/have/1"
 	protoFlights protocol.ID = "/flurry/flights/1"
 	protoGroup   protocol.ID = "/flurry/group/1"
+	protoPeers   protocol.ID = "/flurry/peers/1"
 
 	protoDialBack protocol.ID = "/flurry/dialback/1"
 )
@@ -58,6 +59,10 @@ type Config struct {
 	// Download bounds those from all peers, and from whom else it is given to; nil means unlimited.
 	Download *throttle.Throttle
 
+	// Introduce makes those who name us in their static peers known to each other, and us to others who name
+	// the same peers as we do.
+	Introduce bool
+
 	// Internet is nil for a host that stays within its site.
 	Internet *Internet
 
@@ -73,6 +78,8 @@ type Config struct {
 	Log *slog.Logger
 	// Now is the clock of bans and back-offs; nil means time.Now.
 	Now func() time.Time
+
+	site func(netip.Addr) bool // for tests on loopback; see introductions.fits
 }
 
 // Host is this agent among its peers. Make it with New, let it work with Run.
@@ -101,7 +108,10 @@ type Host struct {
 	sent      atomic.Int64  // NAR bytes to all peers
 	chains    atomic.Int32  // that peers wait for
 	remotes   remotes
-	paused    atomic.Bool // no sharing: every request is a miss and the have-set empty
+
+	introductions *introductions
+
+	paused atomic.Bool // no sharing: every request is a miss and the have-set empty
 
 	tasks    tasks
 	running  atomic.Pointer[context.Context] // of Run; nil before
@@ -130,6 +140,7 @@ func New(cfg Config, id *Identity, catalog Catalog) (*Host, error) {
 	h.peers = peerTable{host: h, byID: map[peer.ID]*Peer{}}
 	h.gater = newGater(h)
 	h.dialer = newDialer(h)
+	h.introductions = h.newIntroductions()
 	h.memory = haveMemory{host: h, most: haveMemoryMost}
 	h.standing = newStanding(h, cfg.StandingFile)
 	h.standing.load()
@@ -204,6 +215,7 @@ func (h *Host) handleStreams() (err error) {
 	h.host.SetStreamHandler(protoHave, h.inTask(h.receiveHave))
 	h.host.SetStreamHandler(protoGroup, h.inTask(h.answerGroup))
 	h.host.SetStreamHandler(protoFlights, h.inTask(h.hearFlights))
+	h.host.SetStreamHandler(protoPeers, h.inTask(h.introduce))
 	h.host.SetStreamHandler(protoDialBack, h.inTask(h.answerDialBack))
 	changed := func(_ network.Network, c network.Conn) { h.settle(c.RemotePeer()) }
 	h.host.Network().Notify(&network.NotifyBundle{ConnectedF: changed, DisconnectedF: changed})

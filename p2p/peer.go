@@ -60,6 +60,7 @@ type Peer struct {
 	hearing     atomic.Bool  // a stream of its announcements is open
 	far         atomic.Bool  // of the internet: a source beside the central cache, not before it
 	courting    atomic.Bool  // it is a neighbour because it told us what it has
+	asked       atomic.Bool  // it is asked for introductions
 	checking    atomic.Bool  // a ping is deciding whether it is alive
 
 	life   sync.Mutex // one change between connected and not at a time; taken before mu

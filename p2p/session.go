@@ -91,6 +91,7 @@ func (h *Host) arrived(ctx context.Context, p *Peer) bool {
 	}
 	h.tasks.run(func() { h.proveGroup(session, p) })
 	h.tasks.run(func() { h.sendHave(session, p) })
+	h.tasks.run(func() { h.askIntroductions(session, p) })
 	if !p.far.Load() {
 		h.tasks.run(func() { h.tellFlights(session, p) })
 	}
@@ -154,9 +155,13 @@ func (h *Host) setVia(id peer.ID, via string) {
 	if p := h.peers.lookup(id); p != nil {
 		p.mu.Lock()
 		p.via = via
+		session := p.session
 		p.mu.Unlock()
 		if via == string(discovery.ViaStatic) {
 			h.host.ConnManager().Protect(id, "static")
+			if session != nil { // else it is asked when it has arrived
+				h.tasks.run(func() { h.askIntroductions(session, p) })
+			}
 		}
 	}
 }

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	ma "github.com/multiformats/go-multiaddr"
+
+	"github.com/flurry-nix/flurry/discovery"
 )
 
 // maxAgent is how much of what a peer calls itself is kept, bytes.
@@ -23,7 +25,8 @@ const (
 type PeerStatus struct {
 	ID        string
 	Addrs     []string // multiaddrs of its connections
-	Via       string   // mdns, dht or static
+	Via       string   // mdns, dht, static or introduced
+	By        string   // who introduced it, a peer id
 	RTT       time.Duration
 	Rate      float64 // bytes per second of its NARs, 0 unknown
 	Paths     int     // that it says it shares
@@ -67,11 +70,15 @@ func (p *Peer) status() PeerStatus {
 		text, _ := agent.(string)
 		s.Agent = cleanText(text, maxAgent)
 	}
+	s.By = p.host.introductions.introducer(p.id)
 	s.HaveDropped = p.host.memory.isMissed(p)
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	s.Via, s.RTT, s.Rate = p.via, p.rtt, p.rate
 	s.Group, s.Good, s.Failures = p.group, p.good, p.failures
+	if s.Via != string(discovery.ViaIntroduced) {
+		s.By = ""
+	}
 	now := p.host.now()
 	s.Reason = p.trouble.text(now)
 	switch {

@@ -51,7 +51,8 @@ type Store struct {
 type Peer struct {
 	ID            string   `json:"id"`
 	Addrs         []string `json:"addrs,omitempty"`
-	Via           string   `json:"via"` // mdns, dht or static
+	Via           string   `json:"via"`                     // mdns, dht, static or introduced
+	IntroducedBy  string   `json:"introduced_by,omitempty"` // a peer id
 	RTTMillis     float64  `json:"rtt_ms"`
 	BytesPerSec   float64  `json:"bytes_per_second"` // of its NARs, 0 unknown
 	Paths         int      `json:"paths"`

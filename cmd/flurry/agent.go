@@ -171,7 +171,7 @@ func (a *agent) newPeers() error {
 	limits := a.cfg.Limits
 	a.host, err = p2p.New(p2p.Config{
 		Listen: cfg.Listen, StoreDir: a.cfg.Store.Dir, UserAgent: "flurry/" + version,
-		MaxConnections: limits.Connections, Networks: cfg.Networks, Secret: secret,
+		MaxConnections: limits.Connections, Networks: cfg.Networks, Secret: secret, Introduce: cfg.Introduce,
 		Upload: int64(limits.Upload), Download: a.download, Internet: internetOf(a.cfg.Internet),
 		StandingFile: filepath.Join(a.cfg.State.Dir, "standing"), Moved: a.renewUpstreams, Log: log,
 	}, id, a.catalog)
@@ -341,7 +341,7 @@ func (a *agent) report() status.Report {
 	r.Bytes.ToPeers = a.host.BytesOut()
 	r.Wire.ToPeers = r.Bytes.ToPeers
 	for _, p := range a.host.Peers() {
-		r.Peers = append(r.Peers, status.Peer{ID: p.ID, Addrs: p.Addrs, Via: p.Via, RTTMillis: status.Millis(p.RTT), BytesPerSec: p.Rate,
+		r.Peers = append(r.Peers, status.Peer{ID: p.ID, Addrs: p.Addrs, Via: p.Via, IntroducedBy: p.By, RTTMillis: status.Millis(p.RTT), BytesPerSec: p.Rate,
 			Paths: p.Paths, BytesIn: p.In, BytesOut: p.Out, State: p.State, Reason: p.Reason, ConnectedSecs: p.Connected.Seconds(),
 			Version: p.Agent})
 	}

@@ -277,11 +277,12 @@ type internetStatus struct {
 }
 
 type peerStatus struct {
-	ID    string   `json:"id"`
-	Via   string   `json:"via"`
-	Paths int      `json:"paths"`
-	State string   `json:"state"`
-	Addrs []string `json:"addrs"`
+	ID           string   `json:"id"`
+	Via          string   `json:"via"`
+	IntroducedBy string   `json:"introduced_by"`
+	Paths        int      `json:"paths"`
+	State        string   `json:"state"`
+	Addrs        []string `json:"addrs"`
 }
 
 func (a *agent) status() status {
