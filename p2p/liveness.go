@@ -2,7 +2,6 @@ package p2p
 
 import (
 	"context"
-	"slices"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/event"
@@ -13,6 +12,7 @@ import (
 
 const (
 	pingInterval  = 10 * time.Second
+	farPingEvery  = 6 // so much less often agents of the internet: their pings are most of what a quiet day costs (docs/scale.md)
 	pingPatience  = 3 * time.Second
 	doubtPatience = time.Second // for a peer that has just let a request down
 	pingsAtOnce   = 128
@@ -27,7 +27,7 @@ func (h *Host) watchLiveness(ctx context.Context) error {
 	defer tick.Stop()
 	clock := newClockWatch(time.Now())
 	next := time.Now().Add(pingInterval)
-	for {
+	for round := 1; ; {
 		select {
 		case <-ctx.Done():
 			return nil
@@ -43,7 +43,11 @@ func (h *Host) watchLiveness(ctx context.Context) error {
 			continue
 		}
 		next = now.Add(pingInterval)
-		h.pingAll(ctx, pingPatience)
+		list := h.peers.connected()
+		if round++; round%farPingEvery == 0 {
+			list = h.peers.everywhere()
+		}
+		h.pingAll(ctx, list, pingPatience)
 		h.memory.askAgain()
 	}
 }
@@ -76,13 +80,13 @@ func (h *Host) recheck(ctx context.Context) {
 		h.cfg.Moved()
 	}
 	h.dialer.retry()
-	h.pingAll(ctx, doubtPatience)
+	h.pingAll(ctx, h.peers.everywhere(), doubtPatience)
 }
 
-func (h *Host) pingAll(ctx context.Context, patience time.Duration) {
+func (h *Host) pingAll(ctx context.Context, list []*Peer, patience time.Duration) {
 	var g errgroup.Group
 	g.SetLimit(pingsAtOnce)
-	for _, p := range slices.Concat(h.peers.connected(), load(&h.peers.distant)) {
+	for _, p := range list {
 		g.Go(func() error { h.pingPeer(ctx, p, patience); return nil })
 	}
 	g.Wait()

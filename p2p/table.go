@@ -100,6 +100,9 @@ func (t *peerTable) setConnected(p *Peer, on bool) bool {
 // connected returns the connected neighbours; the slice is not to be changed.
 func (t *peerTable) connected() []*Peer { return load(&t.online) }
 
+// everywhere returns those, and the agents of the internet that tell us what they have.
+func (t *peerTable) everywhere() []*Peer { return slices.Concat(t.connected(), load(&t.distant)) }
+
 func load(list *atomic.Pointer[[]*Peer]) []*Peer {
 	if l := list.Load(); l != nil {
 		return *l
