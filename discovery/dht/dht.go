@@ -39,7 +39,8 @@ const (
 	meetEvery    = time.Minute
 	acquainted   = 8 // agents hinted at
 	quietEvery   = time.Second
-	perGroupCPL  = 3 // routing table entries of one /16 (IPv6: AS or /32) with the same distance class
+	refreshEvery = 30 * time.Minute // the library's 10 cost three times the messages and found no more (docs/scale.md)
+	perGroupCPL  = 3                // routing table entries of one /16 (IPv6: AS or /32) with the same distance class
 	perGroupAll  = 16
 	protocolName = protocolPrefix + "/kad/1.0.0"
 )
@@ -176,6 +177,7 @@ func (d *DHT) open() (*kad.IpfsDHT, error) {
 	options := []kad.Option{
 		kad.ProtocolPrefix(protocolPrefix),
 		kad.Mode(mode),
+		kad.RoutingTableRefreshPeriod(refreshEvery),
 		kad.DisableValues(),
 		kad.ProviderDatastore(newRecordStore()),
 		kad.AddressFilter(d.publicOnly),
