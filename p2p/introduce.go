@@ -33,7 +33,6 @@ const (
 	introduceLeast  = time.Second // between two lists: many may come at once
 	introduceMost   = 32          // agents in a list; of more, any
 	introduceSize   = 16 << 10    // bytes of a list
-	introduceRead   = 3 * introduceEvery
 	introduceBurst  = 32               // agents that are dialled because they were named, at once
 	introduceRefill = 10 * time.Second // and one more each
 	introduceAgain  = 10 * time.Minute // until one that was named is dialled anew for being named again
@@ -217,10 +216,16 @@ func (h *Host) others(g *guest) (list []introduction) {
 
 // askIntroductions asks p, if the operator named it, for as long as it is connected; ctx is p's session.
 func (h *Host) askIntroductions(ctx context.Context, p *Peer) {
-	if !h.introductions.on || !h.dialer.named(p.id) || p.asked.Swap(true) {
+	if !h.introductions.on || !h.dialer.named(p.id) {
 		return
 	}
-	defer p.asked.Store(false)
+	p.mu.Lock()
+	asked := p.asked == ctx
+	p.asked = ctx
+	p.mu.Unlock()
+	if asked {
+		return
+	}
 	for wait := haveRetry; ctx.Err() == nil; wait = min(2*wait, haveRetryMost) {
 		if h.intimate(p) {
 			began := time.Now()

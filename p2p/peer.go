@@ -60,7 +60,6 @@ type Peer struct {
 	hearing     atomic.Bool  // a stream of its announcements is open
 	far         atomic.Bool  // of the internet: a source beside the central cache, not before it
 	courting    atomic.Bool  // it is a neighbour because it told us what it has
-	asked       atomic.Bool  // it is asked for introductions
 	checking    atomic.Bool  // a ping is deciding whether it is alive
 
 	life   sync.Mutex // one change between connected and not at a time; taken before mu
@@ -71,6 +70,7 @@ type Peer struct {
 	connectedAt  time.Time          // zero: not connected
 	remote       bool               // connected, but no neighbour; see Internet
 	session      context.Context    // of what runs for as long as it is connected
+	asked        context.Context    // the session in which it is asked for introductions
 	refreshed    time.Time          // when a change of its connections last made us begin anew
 	endSession   context.CancelFunc // stops what runs for as long as it is connected
 	resend       context.CancelFunc // makes it get our have-set anew; nil before the first
