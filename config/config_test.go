@@ -56,7 +56,7 @@ func TestNothingConfiguredGivesTheContractsDefaults(t *testing.T) {
 		Substituter: Substituter{Listen: []string{"127.0.0.1:6490"}, Priority: 30, MaxBuffer: 8 << 20},
 		Store:       Store{Dir: "/nix/store", Database: "/nix/var/nix/db/db.sqlite"},
 		Upstreams:   []Upstream{{URL: DefaultUpstreamURL, Keys: []string{DefaultUpstreamKey}, Public: true}},
-		Peers:       Peers{Listen: []string{":6491"}, MDNS: true},
+		Peers:       Peers{Listen: []string{":6491"}, MDNS: true, Introduce: true},
 		Internet:    Internet{Prefer: "speed", Relay: true, Upload: 2_500_000, MinNarSize: 256 << 10},
 		Limits:      Limits{Connections: 256, CacheSize: 4 << 30, KeepForOthers: time.Minute, Metered: MeteredAuto},
 		Log:         Log{Level: slog.LevelInfo, Format: "text"},
