@@ -29,10 +29,10 @@ import (
 // is named against its will, and nobody names an address but its own. The ones that are told heed only agents
 // that their operator named, and dial few of those that they are told of.
 const (
-	introduceEvery  = time.Minute // the list is said again: hints that nobody repeats are forgotten
-	introduceLeast  = time.Second // between two lists: many may come at once
-	introduceMost   = 32          // agents in a list; of more, any
-	introduceSize   = 16 << 10    // bytes of a list
+	introduceEvery  = time.Minute      // the list is said again: hints that nobody repeats are forgotten
+	introduceLeast  = time.Second      // between two lists: many may come at once
+	introduceMost   = 32               // agents in a list; of more, any
+	introduceSize   = 16 << 10         // bytes of a list
 	introduceBurst  = 32               // agents that are dialled because they were named, at once
 	introduceRefill = 10 * time.Second // and one more each
 	introduceAgain  = 10 * time.Minute // until one that was named is dialled anew for being named again
