@@ -121,6 +121,16 @@ func (h *Host) News(d verify.PathDigest) <-chan struct{} {
 // Neighbours returns how many neighbours are connected.
 func (h *Host) Neighbours() int { return len(h.peers.connected()) }
 
+// NeighbourIDs returns the ids of the neighbours that are connected.
+func (h *Host) NeighbourIDs() []string {
+	peers := h.peers.connected()
+	ids := make([]string, len(peers))
+	for i, p := range peers {
+		ids[i] = p.name
+	}
+	return ids
+}
+
 // Spread is about how long it takes until what is told here was answered by all neighbours: twice the
 // slowest one's round trip.
 func (h *Host) Spread() time.Duration {
@@ -131,13 +141,17 @@ func (h *Host) Spread() time.Duration {
 	return 2 * most
 }
 
-// Fetched tells peers, with the next announcement, how many bytes of public NARs this machine got from
+// Fetched tells peers how many bytes of public NARs this machine got from
 // central caches since it started. It returns how many peers got while they were connected.
 func (h *Host) Fetched(own int64) int64 {
 	b := h.board
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	b.fetched = own
+	if own != b.fetched {
+		b.fetched = own
+		close(b.news)
+		b.news = make(chan struct{})
+	}
 	return b.byOthers
 }
 

@@ -88,6 +88,7 @@ type Host struct {
 	log       *slog.Logger
 	now       func() time.Time
 	host      host.Host
+	name      string // its id, as text
 	catalog   Catalog
 	peers     peerTable
 	gater     *gater
@@ -204,6 +205,7 @@ func (h *Host) open(id *Identity) error {
 		resources.Close()
 		return fmt.Errorf("peers: %w", err)
 	}
+	h.name = h.host.ID().String()
 	return nil
 }
 
@@ -236,7 +238,7 @@ func (h *Host) inTask(handle func(network.Stream)) network.StreamHandler {
 }
 
 // ID returns this agent's peer id.
-func (h *Host) ID() string { return h.host.ID().String() }
+func (h *Host) ID() string { return h.name }
 
 // Addrs returns the addresses that peers can dial, as multiaddrs with the peer id.
 func (h *Host) Addrs() []string {

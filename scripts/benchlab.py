@@ -96,6 +96,27 @@ def run(args, **kw):
     return r.stdout
 
 
+def in_sessions(sessions):
+    """The processes of these sessions: what follows the name in /proc/PID/stat, by PID."""
+    out = {}
+    for d in filter(str.isdigit, os.listdir("/proc")):
+        try:
+            with open(f"/proc/{d}/stat") as f:
+                rest = f.read().rsplit(")", 1)[1].split()
+        except OSError:
+            continue
+        if int(rest[3]) in sessions:
+            out[int(d)] = rest
+    return out
+
+
+def kill(pid, sig):
+    try:
+        os.kill(pid, sig)
+    except ProcessLookupError:
+        pass
+
+
 class CPU:
     """Use of the whole computer's processors since the object was made."""
 
@@ -212,7 +233,13 @@ class Lab:
     def stop_agent(self, i, hard=False):
         p = self.agents.pop(i, None)
         if p and p.poll() is None:
-            os.killpg(p.pid, signal.SIGKILL if hard else signal.SIGTERM)
+            if hard:  # the agent is in a process group of its own; all at once, so that no successor is started
+                for pid in in_sessions({p.pid}):
+                    kill(pid, signal.SIGSTOP)
+                for pid in in_sessions({p.pid}):
+                    kill(pid, signal.SIGKILL)
+            else:
+                os.killpg(p.pid, signal.SIGTERM)
             try:
                 p.wait(10)
             except subprocess.TimeoutExpired:
@@ -221,15 +248,9 @@ class Lab:
 
     def agents_cpu(self):
         """Processor seconds that all agents used so far."""
-        sessions, ticks = {p.pid for p in self.agents.values()}, 0
-        for d in filter(str.isdigit, os.listdir("/proc")):
-            try:
-                with open(f"/proc/{d}/stat") as f:
-                    rest = f.read().rsplit(")", 1)[1].split()
-            except OSError:
-                continue
-            if int(rest[3]) in sessions:
-                ticks += sum(map(int, rest[11:15]))
+        ticks = 0
+        for rest in in_sessions({p.pid for p in self.agents.values()}).values():
+            ticks += sum(map(int, rest[11:15]))
         return ticks / os.sysconf("SC_CLK_TCK")
 
     def status(self, i):

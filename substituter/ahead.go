@@ -20,7 +20,7 @@ const (
 	askedMost      = 1 << 14 // paths that Nix asked about lately
 	askedFresh     = 10 * time.Minute
 	aheadNARs      = 6                // NARs under way that Nix has not asked for yet
-	aheadBusy      = 3                // the same while the uplink is busy: more would only starve each other
+	aheadTime      = 2 * time.Second  // that the uplink needs for what is under way; more would hold up what Nix waits for
 	aheadBytes     = 512 << 20        // bytes of NARs fetched or under way that Nix has not asked for yet
 	aheadAbandoned = 15 * time.Second // without a request of Nix's the rest of a closure is not fetched
 )
@@ -217,7 +217,7 @@ func references(v *verify.Verified) []verify.StoreHash {
 
 // fetchNARs starts flights for the queue as room allows.
 func (a *ahead) fetchNARs(ctx context.Context) error {
-	tick := time.NewTicker(time.Second)
+	tick := time.NewTicker(uplinkEvery)
 	defer tick.Stop()
 	for {
 		for a.startNext() {

@@ -80,6 +80,7 @@ func (t *trials) end(p *plan, paid, verdict bool) {
 // try is one NAR's part in the trials.
 type try struct {
 	since       time.Time // zero: none
+	probe       bool      // what neighbours have counts, not what they sent: the question is how quickly they get it
 	wire, peers int64     // that came before
 }
 
@@ -88,8 +89,11 @@ func (p *plan) startTry() {
 	if p.try.since.IsZero() {
 		p.f.all.trials.begin(p)
 		p.f.mu.Lock()
-		p.try = try{time.Now(), p.f.wireGot.Load(), p.f.peersGot}
+		p.try.since, p.try.wire, p.try.peers = time.Now(), p.f.wireGot.Load(), p.f.peersGot
 		p.f.mu.Unlock()
+		if p.try.probe {
+			p.try.peers = p.mostHeld()
+		}
 	}
 }
 
@@ -104,7 +108,10 @@ func (p *plan) weigh(over bool) {
 	peers := p.f.peersGot - p.try.peers
 	wire := p.f.wireGot.Load() - p.try.wire
 	p.f.mu.Unlock()
-	upstream := float64(wire) * float64(p.f.v.NarSize()) / float64(p.wireSize())
+	if p.try.probe {
+		peers = p.mostHeld() - p.try.peers
+	}
+	upstream := float64(wire) * float64(p.f.v.NarSize()) / float64(p.f.wireSize())
 	paid := upstream > followRatio*float64(peers)
 	p.f.all.trials.end(p, paid, lasted > trialLeast)
 	p.try = try{}
@@ -183,20 +190,29 @@ func (n Flying) held() (sum int64) {
 
 // tooSlow tells whether the neighbours' bytes come so slowly that the central cache should be asked too.
 func (p *plan) tooSlow() bool {
-	elapsed, before := time.Since(p.begun), p.before()
-	if p.claim.stage != StageFollowing || elapsed < slowLeast+time.Duration(before)*slowTurn || !p.f.all.trials.may(p) {
+	elapsed := time.Since(p.begun)
+	if p.claim.stage != StageFollowing || elapsed < slowLeast || !p.f.all.trials.may(p) {
 		return false
 	}
-	upstream, room := p.f.all.uplink.estimate(p.wireSize())
+	upstream, room := p.f.all.uplink.estimate(p.f.wireSize())
 	p.f.mu.Lock()
 	got, size := p.f.held(), p.f.v.NarSize()
 	p.f.mu.Unlock()
 	rate := float64(max(got, 1)) / elapsed.Seconds()
 	left := time.Duration(float64(size-got) / rate * float64(time.Second))
 	if room {
-		return left > followRatio*upstream+slowLeast
+		return left > followRatio*upstream+slowLeast && elapsed > slowLeast+time.Duration(p.before())*slowTurn
 	}
-	return before == 0 && elapsed > probeAfter && left > probeLeft && p.f.all.uplink.carriesLittleBeside(rate*float64(p.wireSize())/float64(size))
+	p.try.probe = elapsed > probeAfter && left > probeLeft && p.f.all.uplink.carriesLittleBeside(rate*float64(p.f.wireSize())/float64(size)) && p.before() == 0
+	return p.try.probe
+}
+
+// mostHeld is how many bytes that neighbour has that has most.
+func (p *plan) mostHeld() (most int64) {
+	for _, n := range p.flying() {
+		most = max(most, n.held())
+	}
+	return most
 }
 
 // before is how many neighbours that follow, too, rank before this machine.
@@ -214,9 +230,9 @@ func (p *plan) before() (n int) {
 }
 
 // wireSize is how many bytes a central cache sends for the NAR, as far as is known.
-func (p *plan) wireSize() int64 {
-	if _, _, size := p.f.v.Source(); size > 0 {
+func (f *flight) wireSize() int64 {
+	if _, _, size := f.v.Source(); size > 0 {
 		return size
 	}
-	return p.f.v.NarSize()
+	return f.v.NarSize()
 }

@@ -126,7 +126,7 @@ func (o *office) first() (best int) {
 func TestAClaimHoldsWhileTheUplinkIsBusy(t *testing.T) {
 	for _, busy := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
-			o := newOffice(t, 3, mib/4, behaviour{corrupt: -1, perRead: 4 * time.Second, piece: mib / 4})
+			o := newOffice(t, 3, mib/4, behaviour{corrupt: -1, perRead: 2 * time.Second, piece: mib / 4})
 			other := o.sites[0].bus.join("other")
 			for _, s := range o.servers {
 				s.flights.uplink.best = 6e6

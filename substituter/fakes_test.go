@@ -240,7 +240,7 @@ type body struct {
 	b      behaviour
 	nar    []byte
 	off    int
-	wire   atomic.Int64 // off, for WireBytes
+	wire   atomic.Int64 // see WireBytes
 	ctx    context.Context
 	closed chan struct{}
 	once   sync.Once
@@ -253,7 +253,6 @@ func (b *body) Close() error {
 }
 
 func (b *body) WireBytes() int64 { return b.wire.Load() }
-func (b *body) Broke() time.Time { return time.Time{} }
 
 func (b *body) Read(p []byte) (int, error) {
 	if b.b.perRead > 0 {
@@ -291,7 +290,7 @@ func (b *body) Read(p []byte) (int, error) {
 		}
 	}
 	b.off += n
-	b.wire.Store(int64(b.off))
+	b.wire.Add(int64(n))
 	return n, nil
 }
 

@@ -23,8 +23,11 @@ const (
 	// tailHeld is how many of the last bytes wait for the verdict on the whole, so that no reader can take
 	// a wrong NAR for a finished one.
 	tailHeld = 4 << 10
-	// pollEvery is how often a flight looks for silence and for new sources.
-	pollEvery = 25 * time.Millisecond
+	// pollEvery is how often a flight looks for silence and for new sources, pollSwarm where chunks are judged.
+	pollEvery = 50 * time.Millisecond
+	pollSwarm = 25 * time.Millisecond
+	// newsEvery bounds how often it does so for what neighbours tell.
+	newsEvery = 10 * time.Millisecond
 	// hashStep is how much is read back from a spool file at once to be hashed.
 	hashStep = 1 << 20
 	// progressStep is how many bytes count as a sign of life: who dribbles is as good as silent.
@@ -53,7 +56,8 @@ type flight struct {
 	poisoned bool  // they do
 	legs     map[*leg]bool
 	parts    []part    // who sent what, in order of arrival
-	peersGot int64     // bytes from peers
+	got      int64     // bytes that came
+	peersGot int64     // and from peers
 	progress time.Time // of the last progressStep bytes
 	marked   int64     // bytes since then
 	writing  int       // legs that are putting bytes into the spool
@@ -84,8 +88,6 @@ type leg struct {
 	got      int64     // bytes it contributed
 	lastByte time.Time // of the last progressStep bytes; zero: none yet
 	marked   int64     // bytes since then
-
-	body io.ReadCloser // from when its source answered on
 
 	dismissed bool // it was ended because its bytes came from elsewhere
 	slow      bool // another source was called in because it is so slow
@@ -294,6 +296,7 @@ func (f *flight) fill(ctx context.Context, p *plan) error {
 		if err := p.advance(ctx, start, running); err != nil {
 			return err
 		}
+		wait, news := p.next()
 		select {
 		case err := <-verdict:
 			return err
@@ -307,8 +310,9 @@ func (f *flight) fill(ctx context.Context, p *plan) error {
 				return e.err
 			}
 			p.ended(e.leg, e.err)
-		case <-time.After(pollEvery):
-		case <-p.news():
+		case <-time.After(wait):
+		case <-news:
+			p.heard = time.Now()
 		case <-ctx.Done():
 			return ctx.Err()
 		}
@@ -341,9 +345,6 @@ func (f *flight) runLeg(ctx context.Context, l *leg) error {
 		return err
 	}
 	defer body.Close()
-	f.mu.Lock()
-	l.body = body
-	f.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() { body.Close() })
 	defer stop()
 	buf := legBuffers.Get().(*[]byte)
@@ -434,6 +435,7 @@ func (f *flight) arrived(l *leg, g span) {
 		f.progress, f.marked = time.Now(), 0
 	}
 	l.got += g.len()
+	f.got += g.len()
 	f.all.received(l.src, g.len())
 	if l.src.fromPeer() {
 		f.peersGot += g.len()

@@ -239,10 +239,13 @@ func (f *flight) usable() bool {
 func (a *flights) roomAhead(size int64) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	var unread int64
+	var unread, left int64 // left is as sent
 	flying := 0
 	for _, f := range a.byHash {
 		f.mu.Lock()
+		if !f.done {
+			left += int64(float64(f.v.NarSize()-f.held()) * float64(f.wireSize()) / float64(f.v.NarSize()))
+		}
 		if !f.asked {
 			unread += f.v.NarSize()
 			if !f.done {
@@ -251,11 +254,8 @@ func (a *flights) roomAhead(size int64) bool {
 		}
 		f.mu.Unlock()
 	}
-	most := aheadNARs
-	if a.uplink.busy() {
-		most = aheadBusy
-	}
-	return flying < most && (unread == 0 || unread+size <= aheadBytes)
+	enough := int64(a.uplink.rate() * aheadTime.Seconds())
+	return flying < aheadNARs && left < enough && (unread == 0 || unread+size <= aheadBytes)
 }
 
 // nudge says that something changed; it never blocks.

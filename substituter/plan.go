@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -29,17 +28,16 @@ const (
 	// Without a byte for this long a flight that has shown Nix nothing ends: the next substituter is the
 	// better chance. One that has shown bytes holds on, since an abort costs Nix the whole NAR.
 	limitUnseen = 4500 * time.Millisecond
-	lateSilence = 2 * time.Second        // is enough once a flight is that old and has still shown nothing
-	lateStall   = 500 * time.Millisecond // and this where everybody broke off
+	lateSilence = 2 * time.Second // is enough once a flight is that old and has still shown nothing
 	limitSeen   = 60 * time.Second
-	limitBusy   = 15 * time.Second // in place of limitUnseen while others' bytes keep the uplink busy
+	limitBusy   = 15 * time.Second // in place of limitUnseen where silence has a reason, see inHand
 )
 
 // plan chooses a flight's sources. Only the flight's run goroutine uses it.
 type plan struct {
 	f         *flight
-	failures  map[string]int       // by source name, in this round
-	letDown   map[string]time.Time // when a source last failed
+	failures  map[string]int  // by source name, in this round
+	letDown   map[string]bool // who failed at least once
 	excluded  map[string]bool
 	tries     []failedTry
 	lone      bool // after a mismatch of several sources: one source alone, a fresh one first
@@ -49,7 +47,8 @@ type plan struct {
 	digest    verify.PathDigest
 	claim     claim
 	far       *far     // nil until agents beyond the site are looked for
-	near      []Flying // neighbours' progress, as of this round of scheduling
+	near      []Flying // neighbours' progress, and all sources in order, as of this round of scheduling
+	sources   []source
 	ask       asking
 	wrong     error     // the whole is known to be wrong; chunks are being looked at
 	begun     time.Time // of the flight
@@ -59,12 +58,14 @@ type plan struct {
 	tail    bool
 	wholes  int
 	suspect map[string]spans
-	try     try // whether the central cache beside a neighbour pays
+	heard   time.Time // of the latest news that ended a wait
+	try     try       // whether the central cache beside a neighbour pays
+	marks   [2]growth // what had come lateSilence ago or more, and when
 }
 
 func newPlan(f *flight) *plan {
 	return &plan{
-		f: f, failures: map[string]int{}, letDown: map[string]time.Time{}, excluded: map[string]bool{}, digest: f.hash.Digest(),
+		f: f, failures: map[string]int{}, letDown: map[string]bool{}, excluded: map[string]bool{}, digest: f.hash.Digest(),
 		claim: claim{grown: map[string]growth{}, ignored: map[string]bool{}}, begun: time.Now(),
 		ask: asking{asked: map[string]bool{}, rates: map[string]float64{}},
 	}
@@ -132,7 +133,7 @@ func (p *plan) ready() []source {
 	busy, hanging := p.engaged()
 	var again []source
 	var byTries [triesPerSource][]source
-	candidates := p.candidates()
+	candidates := p.sources
 	shunned := p.shunned(candidates)
 	for _, s := range candidates {
 		name := s.name()
@@ -152,8 +153,7 @@ func (p *plan) ready() []source {
 
 // engaged returns the sources that are at work, and which of them are central caches that have gone silent:
 // these may be asked once more when nobody else is left, as what is dead may be the connection alone, and
-// again when Nix asks anew. While the uplink is busy silence says nothing, and where Nix waits too long already
-// it is too late.
+// again when Nix asks anew. While the uplink is busy silence says nothing.
 func (p *plan) engaged() (busy, hanging map[string]bool) {
 	busy, hanging = map[string]bool{}, map[string]bool{}
 	p.f.mu.Lock()
@@ -166,10 +166,9 @@ func (p *plan) engaged() (busy, hanging map[string]bool) {
 			latest[name] = l
 		}
 	}
-	waited := time.Since(p.f.wanted) + p.f.spent
-	hopeless := p.f.all.uplink.busy() || p.f.asked && p.f.served == 0 && waited > limitUnseen-lateStall
+	busyUplink := p.f.all.uplink.busy()
 	for name, l := range latest {
-		hanging[name] = !hopeless && hanging[name] && l.silent(time.Now()) > l.src.patience()
+		hanging[name] = !busyUplink && hanging[name] && l.silent(time.Now()) > l.src.patience()
 	}
 	return busy, hanging
 }
@@ -192,7 +191,7 @@ func (p *plan) advance(ctx context.Context, start func(*leg), running int) error
 	if p.claim.stage == StageFetching { // a follower that takes over has only just begun
 		silence = min(silence, time.Since(p.claim.at))
 	}
-	if silence > p.limit() || p.late(silence) {
+	if silence > lateSilence && silence > p.limit() || p.late(silence) {
 		return fmt.Errorf("%w: no byte for %v", errNoSource, silence.Round(time.Millisecond))
 	}
 	return nil
@@ -208,9 +207,10 @@ func (p *plan) schedule(ctx context.Context, start func(*leg)) {
 	if len(p.f.all.finder.upstreams) == 0 {
 		p.lookFar()
 	}
+	p.sources = p.candidates()
 	p.seekChain(ctx)
 	p.watchFirstByte()
-	p.tail, p.wholes, p.suspect = p.swarming(), len(p.wholePeers()), p.suspects()
+	p.tail, p.wholes, p.suspect = p.swarming(), len(p.wholePeers(p.sources)), p.suspects()
 	for _, src := range p.ready() {
 		l := p.assign(src)
 		if l == nil || !src.fromPeer() && !(p.mayAskUpstream() && p.goUpstream()) {
@@ -293,7 +293,8 @@ func (p *plan) atWork(src source, now time.Time) (busy spans, victim *leg, most 
 		if l.silent(now) > l.src.patience() {
 			continue // somebody else should try its bytes
 		}
-		if p.prefixing && !l.src.fromPeer() { // peers come towards it
+		// Peers come towards it, or show what they bring while it is tried.
+		if (p.prefixing || !p.try.since.IsZero()) && !l.src.fromPeer() {
 			busy = busy.add(l.pos, min(l.end, l.pos+2*verify.ChunkSize))
 			continue
 		}
@@ -427,48 +428,68 @@ const absentWeight = 100
 // overdue tells whether Nix has waited in vain as long as it should.
 func (p *plan) overdue() bool {
 	p.f.mu.Lock()
-	defer p.f.mu.Unlock()
-	return p.f.served == 0 && p.f.asked && time.Since(p.f.wanted)+p.f.spent > limitUnseen && !p.f.all.uplink.busy()
+	due := p.f.served == 0 && p.f.asked && time.Since(p.f.wanted)+p.f.spent > limitUnseen
+	p.f.mu.Unlock()
+	return due && !p.inHand()
+}
+
+// inHand tells whether there is a reason for silence: others' bytes keep the uplink busy, or a neighbour whose claim
+// holds is fetching.
+func (p *plan) inHand() bool {
+	s := p.site()
+	return p.f.all.uplink.busy() || s != nil && p.claim.stage == StageFollowing && p.leader(s) != nil
 }
 
 // late tells whether a flight that is overdue is given up although it got bytes now and then: sources that
 // break off again and again bring some each time. As long as there is a source that has not let this flight
 // down it is the one to hope for: perhaps it was not asked because a neighbour, who just died, was asking it.
-// One that merely pauses gets longer the longer it was steady; where all broke off lately a moment is enough.
+// Else it is over where next to nothing came lately, or nothing at all for a while; for a longer one where
+// bytes came steadily for long.
 func (p *plan) late(silence time.Duration) bool {
-	if silence <= lateStall || !p.overdue() {
+	lately := p.lately()
+	if !p.overdue() {
 		return false
 	}
 	now := time.Now()
 	p.f.mu.Lock()
 	age := now.Sub(p.f.wanted) + p.f.spent
-	broke, paused := maps.Clone(p.letDown), map[string]bool{}
+	at, hanging := map[string]bool{}, map[string]bool{}
 	for l := range p.f.legs {
-		paused[l.src.name()] = l.silent(now) > lateStall
-		if up, ok := l.body.(NARBody); ok && up.Broke().After(broke[l.src.name()]) {
-			broke[l.src.name()] = up.Broke()
+		if l.silent(now) > l.src.patience() {
+			hanging[l.src.name()] = true
+		} else {
+			at[l.src.name()] = true
 		}
 	}
 	p.f.mu.Unlock()
-	all := true
-	for _, s := range p.candidates() {
-		if failed := now.Sub(broke[s.name()]) < limitUnseen || p.excluded[s.name()]; !failed {
-			if all = false; !paused[s.name()] {
-				return false
-			}
-		}
+	if lately > helpFloor*lateSilence.Seconds() && silence <= max(lateSilence, age/4) {
+		return false
 	}
-	return all || silence > max(lateSilence, age/4)
+	return !slices.ContainsFunc(p.candidates(), func(s source) bool {
+		return at[s.name()] || !p.excluded[s.name()] && !p.letDown[s.name()] && !hanging[s.name()]
+	})
+}
+
+// lately is how many bytes came in the last lateSilence, or in up to twice as long.
+func (p *plan) lately() float64 {
+	p.f.mu.Lock()
+	got := p.f.got
+	p.f.mu.Unlock()
+	if now := time.Now(); now.Sub(p.marks[1].at) >= lateSilence {
+		p.marks[0], p.marks[1] = p.marks[1], growth{held: got, at: now}
+	}
+	return float64(got - p.marks[0].held)
 }
 
 // limit is how long the flight may go without a byte.
 func (p *plan) limit() time.Duration {
+	inHand := p.inHand()
 	p.f.mu.Lock()
 	defer p.f.mu.Unlock()
 	if p.f.served > 0 || !p.f.asked { // Nix would lose what it has, or waits for nothing
 		return limitSeen
 	}
-	if p.f.all.uplink.busy() {
+	if inHand {
 		return limitBusy
 	}
 	return max(limitUnseen-p.f.spent, limitUnseen/2)
@@ -494,12 +515,12 @@ func (p *plan) ended(l *leg, err error) {
 	if l.dismissed || err == nil { // an overtaken one ends well where its next byte finds all the others there
 		if trouble != nil {
 			p.failures[name]++
-			p.letDown[name] = time.Now()
+			p.letDown[name] = true
 			l.src.flaky(trouble)
 		}
 		return
 	}
-	p.letDown[name] = time.Now()
+	p.letDown[name] = true
 	if errors.Is(err, ErrAbsent) {
 		p.failures[name] += absentWeight
 	} else {

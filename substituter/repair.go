@@ -222,7 +222,7 @@ func (p *plan) mayRepair() bool {
 		return false
 	}
 	return p.waitingForChain(chainPatience) ||
-		slices.ContainsFunc(p.wholePeers(), func(s peerSource) bool { return !p.ask.asked[s.name()] })
+		slices.ContainsFunc(p.wholePeers(p.candidates()), func(s peerSource) bool { return !p.ask.asked[s.name()] })
 }
 
 // shunned are the suspects, as long as somebody else among the peers can be asked, or the central cache

@@ -17,6 +17,7 @@ import (
 type Site interface {
 	Self() string    // this agent's id
 	Neighbours() int // how many would hear
+	IDs() []string   // theirs
 	// Spread is about how long it takes until what is told was answered by all.
 	Spread() time.Duration
 	// Tell announces how far this machine is with a NAR.
@@ -63,18 +64,23 @@ const (
 	// A claim waits for others of the same moment for as long as announcements take, within these bounds.
 	settleLeast = 15 * time.Millisecond
 	settleMost  = 150 * time.Millisecond
-	// settleAhead is so many times as long: nobody waits for a NAR that is fetched ahead.
-	settleAhead = 4
+	// A NAR that is fetched ahead nobody waits for. Its claim waits settleAhead times as long; and since all
+	// of a site work ahead in the same order, each machine first leaves it to those that rank before it, for turnLeast
+	// or half of what announcements take each, turnMost at most.
+	settleAhead     = 4
+	settleAheadMost = 2 * time.Second
+	turnLeast       = 20 * time.Millisecond
+	turnMost        = time.Second
 	// claimPatience is how long another machine's claim counts without progress; busyPatience while the
 	// uplink is busy, since its bytes may merely be waiting for others'.
 	claimPatience = 1500 * time.Millisecond
 	busyPatience  = 8 * time.Second
-	// Progress is announced at most every tellEvery, or tellShare for each neighbour if that is longer: all of
-	// them hear each other, and ask for what they hear of. It is announced after tellStep bytes, or tellMost.
+	// Progress is announced at most every tellEvery, after tellStep more bytes or after tellMost: all neighbours
+	// hear each other, and ask for what they hear of.
 	tellEvery = 40 * time.Millisecond
-	tellShare = 5 * time.Millisecond
 	tellStep  = 256 << 10
-	tellMost  = 500 * time.Millisecond
+	tellMost  = 500 * time.Millisecond // well below claimPatience
+	tellMany  = 8                      // neighbours; with more, the first two grow in proportion
 	// partialRun is how much is asked of a machine that itself is still fetching, at once.
 	partialRun = 2 * verify.ChunkSize
 )
@@ -86,6 +92,7 @@ type claim struct {
 	grown   map[string]growth
 	told    time.Time
 	toldSum int64
+	turn    time.Time       // before it a NAR that is fetched ahead is left to others; zero: not reckoned yet
 	offered time.Time       // since when a leader has bytes that are missing here; zero: it has none
 	beside  bool            // the central cache is asked although a neighbour has claimed the NAR
 	ignored map[string]bool // neighbours whose claims came to nothing, by id
@@ -122,6 +129,25 @@ func (p *plan) news() <-chan struct{} {
 	return nil
 }
 
+// next returns how long to wait until sources are looked for again at the latest, and what ends it earlier.
+func (p *plan) next() (wait time.Duration, news <-chan struct{}) {
+	if s := p.site(); s != nil && p.claim.stage == StageClaiming {
+		if left := p.settle(s) - time.Since(p.claim.at); left > 0 {
+			return min(left, pollEvery), p.news()
+		}
+	}
+	if left := time.Until(p.claim.turn); p.claim.stage == StageNone && left > 0 {
+		return min(left, pollEvery), nil
+	}
+	if since := time.Since(p.heard); since < newsEvery {
+		return newsEvery - since, nil
+	}
+	if p.tail {
+		return pollSwarm, p.news()
+	}
+	return pollEvery, p.news()
+}
+
 // waiting tells whether it is right to have no leg now: a claim settles, or a neighbour is about to have
 // bytes.
 func (p *plan) waiting() bool {
@@ -129,7 +155,7 @@ func (p *plan) waiting() bool {
 		return true
 	}
 	s := p.site()
-	return s != nil && (p.claim.stage == StageClaiming || p.claim.stage == StageFollowing && p.leader(s) != nil)
+	return s != nil && (p.claim.stage == StageClaiming || p.claim.stage == StageNone && time.Now().Before(p.claim.turn) || p.claim.stage == StageFollowing && p.leader(s) != nil)
 }
 
 // mayAskUpstream tells whether it is this machine's turn to ask the central cache. It claims the NAR,
@@ -154,6 +180,8 @@ func (p *plan) mayAskUpstream() bool {
 	case leader != nil:
 		p.enter(StageFollowing)
 		return false
+	case p.claim.stage != StageClaiming && p.outOfTurn(s):
+		return false
 	case p.claim.stage != StageClaiming:
 		p.enter(StageClaiming)
 		return false
@@ -166,13 +194,36 @@ func (p *plan) mayAskUpstream() bool {
 
 // settle is how long a claim waits for others of the same moment.
 func (p *plan) settle(s Site) time.Duration {
-	d := min(max(s.Spread(), settleLeast), settleMost)
-	p.f.mu.Lock()
-	defer p.f.mu.Unlock()
-	if !p.f.asked {
-		d *= settleAhead
+	d := max(s.Spread(), settleLeast)
+	if p.f.ahead() {
+		return min(settleAhead*d, settleAheadMost)
 	}
-	return d
+	return min(d, settleMost)
+}
+
+// outOfTurn tells whether a NAR that is fetched ahead is better left to a neighbour that ranks before this
+// machine.
+func (p *plan) outOfTurn(s Site) bool {
+	if !p.f.ahead() {
+		return false
+	}
+	if p.claim.turn.IsZero() {
+		before := 0
+		for _, id := range s.IDs() {
+			if outranks(p.digest, id, s.Self()) {
+				before++
+			}
+		}
+		p.claim.turn = time.Now().Add(min(time.Duration(before)*max(turnLeast, s.Spread()/2), turnMost))
+	}
+	return time.Now().Before(p.claim.turn)
+}
+
+// ahead tells whether nobody has asked for the NAR yet.
+func (f *flight) ahead() bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return !f.asked
 }
 
 // silentFor tells whether whoever has bytes for us has sent none for too long. One that has none to give
@@ -195,8 +246,8 @@ func (p *plan) silentFor(leader *Flying) bool {
 
 // offers tells whether a neighbour has bytes that are missing here.
 func (p *plan) offers(n *Flying) bool {
-	if n.Stage == StageLanded {
-		return true
+	if n.Stage == StageLanded || p.lone { // then nothing is read from those that are still fetching
+		return n.Stage == StageLanded
 	}
 	p.f.mu.Lock()
 	defer p.f.mu.Unlock()
@@ -268,14 +319,14 @@ func (p *plan) tell(force bool) {
 	if s == nil || p.claim.stage == StageNone {
 		return
 	}
-	since := time.Since(p.claim.told)
-	if !force && since < max(tellEvery, time.Duration(s.Neighbours())*tellShare) {
+	many, since := max(s.Neighbours(), tellMany), time.Since(p.claim.told)
+	if !force && since < time.Duration(many)*tellEvery/tellMany {
 		return
 	}
 	p.f.mu.Lock()
 	held, sum := p.f.heldRanges()
 	p.f.mu.Unlock()
-	if grown := sum - p.claim.toldSum; !force && (grown == 0 || grown < tellStep && since < tellMost) {
+	if grown := sum - p.claim.toldSum; !force && (grown == 0 || grown < int64(many)*tellStep/tellMany && since < tellMost) {
 		return
 	}
 	p.claim.told, p.claim.toldSum = time.Now(), sum

@@ -65,6 +65,12 @@ func (b *bus) others(me *busSite) (out []*busSite) {
 
 func (s *busSite) Self() string    { return s.id }
 func (s *busSite) Neighbours() int { return len(s.bus.others(s)) }
+func (s *busSite) IDs() (out []string) {
+	for _, o := range s.bus.others(s) {
+		out = append(out, o.id)
+	}
+	return out
+}
 
 func (s *busSite) Spread() time.Duration { return 2 * s.bus.delay }
 

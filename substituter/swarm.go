@@ -39,9 +39,9 @@ type asking struct {
 	rates map[string]float64
 }
 
-// wholePeers returns the peers that have all of the NAR, those that did not fail first.
-func (p *plan) wholePeers() (out []peerSource) {
-	for _, s := range p.candidates() {
+// wholePeers returns the sources that are peers and have all of the NAR, those that did not fail first.
+func (p *plan) wholePeers(from []source) (out []peerSource) {
+	for _, s := range from {
 		peer, ok := s.(peerSource)
 		if far, beyond := s.(farSource); beyond {
 			peer, ok = far.peerSource, true
@@ -76,7 +76,7 @@ func (p *plan) askChain(ctx context.Context) bool {
 	if enough || f.v.NarSize() < chainLeast || len(p.ask.asked) >= askMost {
 		return false
 	}
-	for _, src := range p.wholePeers() {
+	for _, src := range p.wholePeers(p.candidates()) {
 		if p.ask.asked[src.name()] {
 			continue
 		}
@@ -134,7 +134,7 @@ func (p *plan) seekChain(ctx context.Context) {
 		return
 	}
 	sources := 0
-	for _, s := range p.candidates() {
+	for _, s := range p.sources {
 		if s.fromPeer() && !p.excluded[s.name()] {
 			sources++
 		}

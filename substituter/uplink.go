@@ -12,6 +12,9 @@ const (
 	uplinkWindow = 8     // intervals that a rate is taken over
 	uplinkDecay  = 0.995 // of the best rate, for each interval with traffic: about 2 % a second
 	uplinkLeast  = 16e3  // bytes per second; below, nothing is under way
+	// Whoever was woken so late lately is overloaded: what he takes for others' slowness may be his own.
+	lagLeast  = 100 * time.Millisecond
+	lagCounts = 5 * time.Second
 )
 
 // uplink measures what this machine and its neighbours together get from central caches. It tells a busy
@@ -23,18 +26,26 @@ type uplink struct {
 	totals []int64    // one for each of the latest intervals
 	use    float64    // bytes per second now
 	best   float64    // and at most lately, 0 unknown
+	lagged time.Time
 }
 
 // run measures until ctx ends. site may be nil.
 func (u *uplink) run(ctx context.Context, site Site) error {
 	tick := time.NewTicker(uplinkEvery)
 	defer tick.Stop()
-	for {
+	for last := time.Now(); ; {
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
 		}
+		now := time.Now()
+		if now.Sub(last) > uplinkEvery+lagLeast {
+			u.mu.Lock()
+			u.lagged = now
+			u.mu.Unlock()
+		}
+		last = now
 		total := u.own.Load()
 		if site != nil {
 			total += site.Fetched(u.public.Load())
@@ -73,12 +84,22 @@ func (u *uplink) carriesLittleBeside(rate float64) bool {
 	return u.use > 0 && u.use < 1.5*rate
 }
 
+// rate is what the uplink lately gave at best, in bytes per second.
+func (u *uplink) rate() float64 {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.best == 0 {
+		return helpRate
+	}
+	return u.best
+}
+
 // estimate returns how long size more bytes would take beside what is under way now. ok is false where
-// the uplink is more than half busy, or nothing is known of it.
+// the uplink is more than half busy, nothing is known of it, or this machine is overloaded.
 func (u *uplink) estimate(size int64) (d time.Duration, ok bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.best == 0 || u.use > u.best/2 {
+	if u.best == 0 || u.use > u.best/2 || time.Since(u.lagged) < lagCounts {
 		return 0, false
 	}
 	return time.Duration(float64(size) / (u.best - u.use) * float64(time.Second)), true

@@ -184,6 +184,7 @@ type site struct{ host *p2p.Host }
 
 func (s site) Self() string                             { return s.host.ID() }
 func (s site) Neighbours() int                          { return s.host.Neighbours() }
+func (s site) IDs() []string                            { return s.host.NeighbourIDs() }
 func (s site) News(d verify.PathDigest) <-chan struct{} { return s.host.News(d) }
 
 func (s site) Fetched(own int64) int64 { return s.host.Fetched(own) }

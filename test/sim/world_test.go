@@ -321,7 +321,6 @@ type body struct {
 }
 
 func (b *body) WireBytes() int64 { return int64(b.off) }
-func (b *body) Broke() time.Time { return time.Time{} }
 func (b *body) Close() error     { b.once.Do(func() { close(b.closed) }); return nil }
 
 func (b *body) Read(p []byte) (int, error) {
@@ -371,6 +370,15 @@ func (s *site) Spread() time.Duration { return 2 * lanRTT }
 func (s *site) Fetched(int64) int64 { return 0 }
 
 func (s *site) Neighbours() int { return len(s.w.agents) - 1 }
+
+func (s *site) IDs() (out []string) {
+	for _, a := range s.w.agents {
+		if a.id != s.id {
+			out = append(out, a.id)
+		}
+	}
+	return out
+}
 
 func (s *site) Tell(d verify.PathDigest, p substituter.Progress) {
 	time.AfterFunc(lanRTT, func() {
