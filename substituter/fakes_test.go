@@ -46,7 +46,7 @@ type world struct {
 	firstByte   time.Duration
 }
 
-func newWorld(t *testing.T, size int) *world {
+func newWorld(t testing.TB, size int) *world {
 	t.Helper()
 	return newWorldOf(t, size)
 }

@@ -15,7 +15,7 @@ import (
 )
 
 // diskCache is a loaded cache in dir; its clock is now.
-func diskCache(t *testing.T, dir string, most int64, now *time.Time) *narInfoCache {
+func diskCache(t testing.TB, dir string, most int64, now *time.Time) *narInfoCache {
 	t.Helper()
 	c := newNarInfoCache(dir, most, func() time.Time { return *now }, slog.New(slog.DiscardHandler))
 	if err := c.load(); err != nil {
@@ -33,6 +33,39 @@ func (c *narInfoCache) flush() {
 		c.write(w)
 	default:
 	}
+}
+
+// BenchmarkNarInfoCache puts 1,000 narinfos and reads each; loads is opening a cache of 50,000 anew.
+func BenchmarkNarInfoCache(b *testing.B) {
+	now := time.Now()
+	text := strings.Repeat("x", 1000)
+	b.Run("puts and gets 1,000", func(b *testing.B) {
+		c := diskCache(b, b.TempDir(), 1<<30, &now)
+		for b.Loop() {
+			for i := range 1000 {
+				c.put(numbered(i), "u", text)
+			}
+			c.flush()
+			for i := range 1000 {
+				if _, ok := c.get(numbered(i)); !ok {
+					b.Fatal("lost")
+				}
+			}
+		}
+	})
+	b.Run("loads 50,000", func(b *testing.B) {
+		dir := b.TempDir()
+		c := diskCache(b, dir, 1<<30, &now)
+		for i := range 50_000 {
+			c.put(numbered(i), "u", text)
+			if i%1000 == 999 {
+				c.flush()
+			}
+		}
+		for b.Loop() {
+			diskCache(b, dir, 1<<30, &now).close()
+		}
+	})
 }
 
 func numbered(i int) (h verify.StoreHash) {

@@ -205,7 +205,8 @@ func TestADamagedPathIsNotQuick(t *testing.T) {
 	}
 }
 
-func TestQuickAnswersAllocateNextToNothing(t *testing.T) {
+// plainQuestions are one for a narinfo in memory, one for a known miss, one for a small NAR of the store.
+func plainQuestions(t testing.TB) (c *quickConn, list []plainOne) {
 	w := newWorld(t, 100)
 	w.store.add(w.info, w.nar)
 	w.upstream("x", behaviour{absent: true, corrupt: -1})
@@ -214,24 +215,50 @@ func TestQuickAnswersAllocateNextToNothing(t *testing.T) {
 	if a, b := get(s, w.path.Hash().String()+".narinfo"), get(s, absent); a.Code != 200 || b.Code != 404 {
 		t.Fatal(a.Code, b.Code)
 	}
-	for _, x := range []struct {
-		path string
-		most float64
-	}{
-		{w.path.Hash().String() + ".narinfo", 1},
-		{absent, 2},
-		{w.narURL(), 2}, // one is the content, which this store makes anew
-	} {
-		c := &quickConn{s: s}
-		question := []byte("GET /" + x.path + " HTTP/1.1\r\nHost: 127.0.0.1:6490\r\nUser-Agent: curl/8 Nix/2.31\r\n\r\n")
+	list = []plainOne{
+		{"narinfo", w.path.Hash().String() + ".narinfo", 1},
+		{"absent", absent, 2},
+		{"NAR", w.narURL(), 2}, // one is the content, which this store makes anew
+	}
+	return &quickConn{s: s}, list
+}
+
+type plainOne struct {
+	name, path string
+	allocates  float64 // at most
+}
+
+func (q plainOne) text() []byte {
+	return []byte("GET /" + q.path + " HTTP/1.1\r\nHost: 127.0.0.1:6490\r\nUser-Agent: curl/8 Nix/2.31\r\n\r\n")
+}
+
+func TestQuickAnswersAllocateNextToNothing(t *testing.T) {
+	c, list := plainQuestions(t)
+	for _, q := range list {
+		question := q.text()
 		n := testing.AllocsPerRun(1000, func() {
 			if done, err := c.answer(question); !done || err != nil {
 				t.Fatal("not answered")
 			}
 		})
-		if n > x.most {
-			t.Errorf("%s: %v allocations an answer, want %v", x.path, n, x.most)
+		if n > q.allocates {
+			t.Errorf("%s: %v allocations an answer, want %v", q.name, n, q.allocates)
 		}
+	}
+}
+
+func BenchmarkQuickAnswer(b *testing.B) {
+	c, list := plainQuestions(b)
+	for _, q := range list {
+		question := q.text()
+		b.Run(q.name, func(b *testing.B) {
+			b.ReportAllocs()
+			for b.Loop() {
+				if done, err := c.answer(question); !done || err != nil {
+					b.Fatal("not answered")
+				}
+			}
+		})
 	}
 }
 

@@ -60,7 +60,7 @@ func (b *bench) neighbours(c *corpus, through func(target string) (string, error
 		_, parts[4], _ = net.SplitHostPort(other)
 		addr = strings.Join(parts, "/")
 	}
-	if n.asks, err = b.agent(agentConfig{static: addr}); err != nil {
+	if n.asks, err = b.agent(agentConfig{static: addr, cacheSize: c.bytes() * 5 / 4}); err != nil { // room for all at once
 		return n, err
 	}
 	return n, n.asks.knows(b, len(c.Paths))

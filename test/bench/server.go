@@ -147,6 +147,8 @@ type agentConfig struct {
 	static   string  // a peer's multiaddr
 	dir      string  // state of an earlier one; "" makes a new one
 	env      []string
+
+	cacheSize int64 // bytes, where that is more than the default
 }
 
 // agent starts a flurry agent and waits until its store is loaded and checked.
@@ -198,6 +200,9 @@ func (b *bench) agentNow(cfg agentConfig) (*server, error) {
 	fmt.Fprintf(&t, "[[upstream]]\nurl = \"http://%s\"\nkeys = [%q]\npublic = true\n[peers]\nlisten = [%q]\nmdns = false\n", up, b.key.public, peers)
 	if cfg.static != "" {
 		fmt.Fprintf(&t, "static = [%q]\n", cfg.static)
+	}
+	if cfg.cacheSize > 4<<30 {
+		fmt.Fprintf(&t, "[limits]\ncache_size = \"%dMiB\"\n", cfg.cacheSize>>20)
 	}
 	conf := filepath.Join(dir, "flurry.toml")
 	if err := os.WriteFile(conf, []byte(t.String()), 0o644); err != nil {
