@@ -8,7 +8,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"time"
 
@@ -77,15 +76,6 @@ func (n *neighbours) forget(b *bench) error {
 // transfer is how one NAR came through the asking agent.
 type transfer struct {
 	took, first, cpu time.Duration // to its end; to its first byte at Nix, when all was verified; of both agents
-	again            bool          // into a spool file that was used before: see substituter/spares.go
-}
-
-// pages names what the transfer was written to.
-func (t transfer) pages() string {
-	if t.again {
-		return "pages used before"
-	}
-	return "new pages"
 }
 
 // fromPeer gets one NAR through the asking agent.
@@ -101,7 +91,6 @@ func (n *neighbours) fromPeer(b *bench, p item) (t transfer, err error) {
 	if a, err := c.get(p.Hash + ".narinfo"); err != nil || a.status != 200 {
 		return t, fmt.Errorf("narinfo: status %d, %w", a.status, err)
 	}
-	before := n.spoolFiles()
 	used := n.has.cpu() + n.asks.cpu()
 	start := time.Now()
 	a, err := c.get(p.NARName)
@@ -110,16 +99,7 @@ func (n *neighbours) fromPeer(b *bench, p item) (t transfer, err error) {
 		err = fmt.Errorf("status %d, %d bytes", a.status, a.bytes)
 	}
 	t.cpu = n.has.cpu() + n.asks.cpu() - used
-	for _, f := range n.spoolFiles() {
-		t.again = t.again || slices.Contains(before, f)
-	}
 	return t, err
-}
-
-// spoolFiles lists the asking agent's.
-func (n *neighbours) spoolFiles() []string {
-	list, _ := filepath.Glob(filepath.Join(n.asks.dir, "state", "spool", "*"))
-	return list
 }
 
 // rawLibp2p is the baseline: a process that serves the NARs, and its client.
@@ -173,62 +153,56 @@ func peerRow(b *bench) (*result, error) {
 	defer batched.stop()
 	res := &result{}
 	p := c.Paths[0]
-	file, err := os.Create(filepath.Join(b.tmp, "libp2p"))
-	if err != nil {
-		return nil, err
-	}
-	defer os.Remove(file.Name())
-	defer file.Close()
+	const (
+		thrown = "libp2p, unverified, thrown away"
+		kept   = "libp2p, unverified, into a file"
+		fast   = "libp2p over our TLS, unverified, into a file"
+		spool  = "flurry, verified and in the spool"
+		nix    = "flurry, to the last byte at Nix"
+	)
 	rate := func(d time.Duration) float64 { return float64(p.Size) / 1e9 / d.Seconds() }
-	plain := func(name string, from *rawLibp2p, to io.Writer) error {
+	err = b.turns([]contender{{name: thrown}, {name: kept}, {name: fast}, {name: spool}}, func(x contender) error {
+		from, to := stock, io.Discard
+		switch x.name {
+		case spool:
+			t, err := n.fromPeer(b, p)
+			if err != nil {
+				return err
+			}
+			res.sample(spool, "GB/s", rate(t.first))
+			res.sample(nix, "GB/s", rate(t.took))
+			return nil
+		case fast:
+			from = batched
+			fallthrough
+		case kept:
+			file, err := os.CreateTemp(b.tmp, "libp2p-")
+			if err != nil {
+				return err
+			}
+			defer os.Remove(file.Name())
+			defer file.Close()
+			to = file
+		}
 		start := time.Now()
 		got, err := from.client.Get(b.ctx, p.NARName, to)
 		if err == nil && got != p.Size {
 			err = fmt.Errorf("%d bytes", got)
 		}
-		res.sample(name, "GB/s", rate(time.Since(start)))
+		res.sample(x.name, "GB/s", rate(time.Since(start)))
 		return err
-	}
-	const (
-		thrown = "libp2p, unverified, thrown away"
-		kept   = "libp2p, unverified, into a file used before"
-		fast   = "libp2p over our TLS, unverified, into a file used before"
-	)
-	if _, err := stock.client.Get(b.ctx, p.NARName, file); err != nil { // its pages
-		return nil, err
-	}
-	err = b.turns([]contender{{name: thrown}, {name: kept}, {name: fast}, {name: "flurry"}}, func(x contender) error {
-		switch x.name {
-		case thrown:
-			return plain(thrown, stock, io.Discard)
-		case kept, fast:
-			if _, err := file.Seek(0, io.SeekStart); err != nil {
-				return err
-			}
-			from := stock
-			if x.name == fast {
-				from = batched
-			}
-			return plain(x.name, from, file)
-		}
-		for range 2 { // the second finds a spool file that was used before
-			t, err := n.fromPeer(b, p)
-			if err != nil {
-				return err
-			}
-			res.sample("flurry, verified and in the spool, "+t.pages(), "GB/s", rate(t.first))
-			res.sample("flurry, to the last byte at Nix, "+t.pages(), "GB/s", rate(t.took))
-		}
-		return nil
 	})
 	if err != nil {
 		return nil, err
 	}
-	res.least("verified and in the spool / libp2p into a file", res.median("flurry, verified and in the spool, pages used before")/res.median(kept), 0.85)
-	res.plain("verified and in the spool / libp2p over our TLS, into a file", res.median("flurry, verified and in the spool, pages used before")/res.median(fast))
-	res.plain("verified and in the spool / libp2p thrown away", res.median("flurry, verified and in the spool, pages used before")/res.median(thrown))
-	res.plain("to the last byte at Nix / libp2p into a file", res.median("flurry, to the last byte at Nix, pages used before")/res.median(kept))
-	res.plain("to the last byte at Nix / libp2p thrown away", res.median("flurry, to the last byte at Nix, pages used before")/res.median(thrown))
+	res.least(spool+" / libp2p into a file", res.median(spool)/res.median(kept), 0.85)
+	for _, ours := range []string{spool, nix} {
+		for _, baseline := range []string{thrown, kept, fast} {
+			if ours != spool || baseline != kept {
+				res.plain(ours+" / "+baseline, res.median(ours)/res.median(baseline))
+			}
+		}
+	}
 	return res, nil
 }
 
