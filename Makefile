@@ -38,6 +38,12 @@ bench-alone: build
 bench-misses: build
 	scripts/bench-misses $(ARGS)
 
+# A closure from the central cache alone and with agents of the internet, by turns: RATE=50 (Mbit/s), ROUNDS=15 and
+# more options in ARGS; see scripts/bench-internet --help.
+.PHONY: bench-internet
+bench-internet: build
+	scripts/bench-internet --rounds $(or $(ROUNDS),15) --rate $(or $(RATE),50) $(ARGS)
+
 # Every fault there is a name for, as a peer and as an upstream, against the built agent and real Nix;
 # writes docs/faults.md. ONLY=dribble runs those rows alone, into a file of its own. About ten minutes.
 matrix: build

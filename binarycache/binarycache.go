@@ -166,6 +166,12 @@ func writePieces(w http.ResponseWriter, r *http.Request, content Content, off, l
 	return nil
 }
 
+// Range tells which part of a NAR of size bytes a request is for; length is 0 if there is no such part.
+func Range(r *http.Request, size int64) (off, length int64) {
+	off, length, _ = parseRange(r.Header.Get("Range"), size)
+	return off, length
+}
+
 // parseRange reads a Range header of one range. Anything that it does not understand means the whole,
 // as RFC 9110 section 14.2 allows.
 func parseRange(header string, size int64) (off, length int64, status int) {

@@ -8,9 +8,11 @@ import (
 	"net/http"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/flurry-nix/flurry/binarycache"
+	"github.com/flurry-nix/flurry/internal/throttle"
 	"github.com/flurry-nix/flurry/verify"
 )
 
@@ -66,16 +68,32 @@ func (p *Peer) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash,
 	if rate := p.host.download.Rate(); rate > 0 {
 		header.Set(paceHeader, strconv.FormatInt(rate, 10))
 	}
+	coding := ""
+	if p.wantsCoding() {
+		coding = codingName
+		header.Set("Accept-Encoding", coding)
+	}
 	d := h.Digest()
 	resp, err := p.get(ctx, &d, binarycache.NARURL(h, narHash), header)
 	if err != nil {
 		return nil, err
 	}
-	if resp.ContentLength != to-from {
+	wire := &wireBody{ReadCloser: resp.Body, ctx: ctx, limit: p.host.download, left: to - from}
+	body := &narBody{ReadCloser: wire, wire: wire, p: p, started: time.Now(), before: p.in.Load(), far: p.beyond()}
+	switch got := resp.Header.Get("Content-Encoding"); {
+	case got != "" && got == coding:
+		body.coded = true
+		if body.ReadCloser, err = p.host.coding.decode(wire, to-from); err != nil {
+			return nil, fmt.Errorf("peer %s: %w", p.name, err)
+		}
+	case got != "":
+		resp.Body.Close()
+		return nil, fmt.Errorf("peer %s: answer in a coding that was not asked for", p.name)
+	case resp.ContentLength != to-from:
 		resp.Body.Close()
 		return nil, fmt.Errorf("peer %s: answer of %d bytes where %d were asked for", p.name, resp.ContentLength, to-from)
 	}
-	return &narBody{ReadCloser: resp.Body, ctx: ctx, p: p, started: time.Now()}, nil
+	return body, nil
 }
 
 // Chain asks the peer for the chain of a NAR, whose signed hash and size are known: a claim. The peer may
@@ -158,32 +176,83 @@ func withoutURL(err error) error {
 	return err
 }
 
-// narBody counts, times and throttles what a peer sends.
+// wireBody is what a peer sends, as sent: at most left bytes, within the limit on downloads. err is what ended it.
+type wireBody struct {
+	io.ReadCloser
+	ctx   context.Context // of the request; a throttled read must end with it
+	limit *throttle.Throttle
+	left  int64
+	n     int64
+	err   error
+}
+
+func (b *wireBody) Read(buf []byte) (int, error) {
+	if b.left <= 0 {
+		return 0, io.EOF
+	}
+	buf = b.limit.Piece(buf[:min(int64(len(buf)), b.left)])
+	n, err := b.ReadCloser.Read(buf)
+	b.left -= int64(n)
+	b.n += int64(n)
+	if werr := b.limit.Wait(b.ctx, n); werr != nil && err == nil {
+		err = werr
+	}
+	if err != io.EOF {
+		b.err = err
+	}
+	return n, err
+}
+
+// narBody counts and times the bytes of a NAR that a peer sends.
 type narBody struct {
 	io.ReadCloser
-	ctx     context.Context // of the request; a throttled read must end with it
+	wire    *wireBody // the same, as sent
+	coded   bool      // compressed
+	far     bool      // from beyond the site
 	p       *Peer
 	started time.Time
-	n       int64
+	before  int64 // bytes that the peer had sent by then
+	n       atomic.Int64
+	sample  []byte // the first bytes that came as they are from beyond the site
 	once    sync.Once
 }
 
 func (b *narBody) Read(buf []byte) (int, error) {
-	buf = b.p.host.download.Piece(buf)
 	n, err := b.ReadCloser.Read(buf)
-	b.n += int64(n)
+	now := b.n.Add(int64(n))
 	b.p.in.Add(int64(n))
-	if werr := b.p.host.download.Wait(b.ctx, n); werr != nil && err == nil {
-		err = werr
+	if now >= minRateBytes && now-int64(n) < minRateBytes {
+		b.rateCoding(now) // others may be asked for before this one has ended
+	}
+	if b.far && !b.coded && len(b.sample) < codingSample {
+		if b.sample = append(b.sample, buf[:min(n, codingSample-len(b.sample))]...); len(b.sample) == codingSample {
+			b.p.host.coding.try(b.sample)
+		}
 	}
 	return n, err
 }
 
 func (b *narBody) Close() error {
-	b.once.Do(func() {
-		if took := time.Since(b.started); b.n >= minRateBytes || took >= minRateTime {
-			b.p.sampleRate(max(float64(b.n)/max(took.Seconds(), 1e-6), slowestRate))
-		}
-	})
-	return b.ReadCloser.Close()
+	err := b.ReadCloser.Close()
+	b.once.Do(b.rate)
+	return err
+}
+
+// rate notes how quick the peer was.
+func (b *narBody) rate() {
+	n, took := b.n.Load(), max(time.Since(b.started), time.Microsecond).Seconds()
+	if n < minRateBytes && took < minRateTime.Seconds() {
+		return
+	}
+	b.p.sampleRate(max(float64(n)/took, slowestRate))
+	b.rateCoding(n)
+}
+
+// rateCoding notes what the peer sends in all, as this body is one of several.
+func (b *narBody) rateCoding(n int64) {
+	if n < minRateBytes {
+		return
+	}
+	took := max(time.Since(b.started), time.Microsecond).Seconds()
+	b.p.sampleCoding(max(float64(b.p.in.Load()-b.before)/took, slowestRate), b.coded)
 }

@@ -14,6 +14,9 @@
 //     GET /<digest>.narinfo, where digest is SHA-256 of the store hash's 32 characters in Nix base32
 //     (52 characters): the narinfo with the signed fields and the signatures its reader may see.
 //     GET /nar/<store hash>-<NarHash in base32>.nar, Range honoured: the uncompressed NAR.
+//     With Accept-Encoding: zstd an answer may have Content-Encoding: zstd and no length: it is then the range of the NAR,
+//     compressed (the range is not one of the compressed form, as it would be elsewhere on the web); the sender may
+//     always decline. Its window is at most 512 KiB, and it is at most 64 KiB longer than the range.
 //     GET /nix-cache-info. 200, 206, 404 or, for a range that is not there, 416; nothing else is said
 //     about a path. 503 means that enough NARs are on their way already: ask again, after Retry-After seconds,
 //     or elsewhere. A request for a NAR may say in Flurry-Pace how many bytes per second, in decimal, its reader wants

@@ -84,7 +84,7 @@ func (s *fuzzStream) SetReadDeadline(time.Time) error { return nil }
 // bareHost has no network.
 func bareHost(c Catalog) *Host {
 	h := &Host{log: slog.New(slog.DiscardHandler), now: time.Now, catalog: c, journal: newJournal(),
-		slots: newSendSlots(maxSending), talk: rate.NewLimiter(0, 0)}
+		slots: newSendSlots(maxSending), coding: newCoding(), talk: rate.NewLimiter(0, 0)}
 	h.cfg.StoreDir = "/nix/store"
 	h.peers = peerTable{host: h, byID: map[peer.ID]*Peer{}}
 	h.memory = haveMemory{host: h, most: 1 << 20}

@@ -109,6 +109,7 @@ type Host struct {
 	sent      atomic.Int64  // NAR bytes to all peers
 	chains    atomic.Int32  // that peers wait for
 	remotes   remotes
+	coding    *coding
 
 	introductions *introductions
 
@@ -123,7 +124,7 @@ type Host struct {
 func New(cfg Config, id *Identity, catalog Catalog) (*Host, error) {
 	h := &Host{cfg: cfg, log: cfg.Log, now: cfg.Now, catalog: catalog, journal: newJournal(), board: newFlightBoard(),
 		upload: throttle.New(cfg.Upload), download: cfg.Download,
-		slots: newSendSlots(maxSending), talk: rate.NewLimiter(5, 50)}
+		slots: newSendSlots(maxSending), coding: newCoding(), talk: rate.NewLimiter(5, 50)}
 	if h.log == nil {
 		h.log = slog.New(slog.DiscardHandler)
 	}

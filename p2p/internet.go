@@ -32,6 +32,8 @@ type Internet struct {
 	Relay           bool     // be reachable through relays where nothing else works
 	ServeRelay      bool     // be a relay for others; needs a public address
 	Upload          int64    // bytes per second to all remotes together; 0 means unlimited
+	// Quiet tells that remotes are to be served no NARs now: this machine runs on battery. nil means never.
+	Quiet func() bool
 	// Public tells which addresses are the internet's; nil means libp2p's rule, which leaves out private,
 	// link-local, loopback and documentation ranges.
 	Public func(netip.Addr) bool
@@ -270,6 +272,12 @@ func (h *Host) awaitDirect(ctx context.Context, id peer.ID) {
 		case <-tick.C:
 		}
 	}
+}
+
+// quiet tells whether p is one of the internet's, which is left alone now.
+func (h *Host) quiet(p *Peer) bool {
+	in := h.cfg.Internet
+	return in != nil && in.Quiet != nil && p.beyond() && in.Quiet()
 }
 
 // beyond tells whether the peer is one of the internet.

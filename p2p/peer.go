@@ -80,6 +80,9 @@ type Peer struct {
 	rttMeasured  bool
 	rate         float64 // bytes per second of its NAR bodies as of rateAt, 0 unknown
 	rateAt       time.Time
+	plainRate    float64 // NAR bytes per second of bodies that came as they are, all at a time together; 0 unknown
+	codedRate    float64 // and of compressed ones, as of codedAt
+	codedAt      time.Time
 	good         int     // verified transfers, kept over restarts
 	falseShare   float64 // share of false claims among its answers, smoothed, as of falseAt
 	falseAt      time.Time

@@ -157,6 +157,10 @@ func (h *Host) handleNAR(w http.ResponseWriter, r *http.Request, p *Peer, name s
 		binarycache.NotFound(w)
 		return
 	}
+	if h.quiet(p) {
+		busy(w)
+		return
+	}
 	w, answered := think(w, r)
 	defer answered()
 	release, ok := h.slots.take(r.Context(), p)
@@ -172,19 +176,24 @@ func (h *Host) handleNAR(w http.ResponseWriter, r *http.Request, p *Peer, name s
 		return
 	}
 	defer content.Close()
-	var limited binarycache.Content = throttledContent{content, h.upload}
-	if p.beyond() {
-		limited = throttledContent{limited, h.remotes.upload}
-	}
 	pace := p.paceFor(r.Header.Get(paceHeader))
-	limited = throttledContent{limited, pace}
-	counted := binarycache.Counted(limited, func(n int64) int64 {
+	limits := []*throttle.Throttle{h.upload, pace}
+	if p.beyond() {
+		limits = append(limits, h.remotes.upload)
+	}
+	counted := binarycache.Counted(content, func(n int64) int64 {
 		h.sent.Add(n) // its own sum: a peer's record may be dropped from the table
 		return p.out.Add(n)
 	})
-	binarycache.ServeNAR(w, r, counted, h.sendPatience(timeFor(int64(p.sending.Load())*sendPiece, pace.Rate())), func(err error) {
-		h.chatter("sending a NAR broke off", "peer", p.name, "err", err)
-	})
+	patience := h.sendPatience(timeFor(int64(p.sending.Load())*sendPiece, pace.Rate()))
+	brokeOff := func(err error) { h.chatter("sending a NAR broke off", "peer", p.name, "err", err) }
+	if cw := h.coded(w, r, content, limits); cw != nil {
+		defer cw.release()
+		binarycache.ServeNAR(cw, r, counted, patience, brokeOff)
+		cw.finish(patience)
+		return
+	}
+	binarycache.ServeNAR(w, r, throttledContent{counted, limits}, patience, brokeOff)
 }
 
 // handleChain answers with the chain of a NAR that this peer may have.
@@ -283,14 +292,22 @@ func busy(w http.ResponseWriter) {
 	w.WriteHeader(http.StatusServiceUnavailable)
 }
 
-// throttledContent is content that leaves no quicker than the upload limit.
+// throttledContent is content that leaves no quicker than the upload limits.
 type throttledContent struct {
 	binarycache.Content
-	limit *throttle.Throttle
+	limits []*throttle.Throttle
 }
 
 func (c throttledContent) WriteRange(ctx context.Context, w io.Writer, off, n int64) (int64, error) {
-	return c.Content.WriteRange(ctx, c.limit.Writer(ctx, w), off, n)
+	return c.Content.WriteRange(ctx, throttled(ctx, w, c.limits), off, n)
+}
+
+// throttled holds what is written to w to all limits.
+func throttled(ctx context.Context, w io.Writer, limits []*throttle.Throttle) io.Writer {
+	for _, l := range limits {
+		w = l.Writer(ctx, w)
+	}
+	return w
 }
 
 // logMiss logs what is not a plain absence; never the path, which may be private.

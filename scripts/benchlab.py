@@ -39,7 +39,7 @@ def terminated(*_):
 class Corpus:
     """A signed binary cache and the root of its closure."""
 
-    def __init__(self, name):
+    def __init__(self, name, root="system"):
         self.dir = name if "/" in name else os.path.join(cache_dir(), name)
         if name in ("small", "medium", "large") and not os.path.exists(os.path.join(self.dir, "stamp")):
             run([os.path.join(REPO, "lab/make-corpus"), "-c", "mixed", self.dir, name])
@@ -48,11 +48,24 @@ class Corpus:
         with open(os.path.join(self.dir, "key.pub")) as f:
             self.key = f.read().strip()
         with open(os.path.join(self.dir, "roots.tsv")) as f:
-            self.root = next(line.split("\t")[2].strip() for line in f if line.split("\t")[1] == "system")
+            self.root = next(line.split("\t")[2].strip() for line in f if line.split("\t")[1] == root)
         with open(os.path.join(self.dir, "paths.tsv")) as f:
             self.paths = [line.rstrip("\n").split("\t") for line in f]
+        if root != "system":
+            inside = self.closure(os.path.basename(self.root), set())
+            self.paths = [p for p in self.paths if os.path.basename(p[0]) in inside]
         self.compressed = sum(int(p[2]) for p in self.paths)
         self.nar_bytes = sum(int(p[1]) for p in self.paths)
+
+    def closure(self, name, seen):
+        """Adds to seen what a path refers to, and what that does, as base names."""
+        seen.add(name)
+        with open(os.path.join(self.dir, "cache", name[:32] + ".narinfo")) as f:
+            refs = next(line for line in f if line.startswith("References:"))
+        for r in refs.split()[1:]:
+            if r not in seen:
+                self.closure(r, seen)
+        return seen
 
 
 def make_big(to, size):
@@ -138,7 +151,7 @@ class CPU:
 class Lab:
     """N machines and a throttled central cache. Use it as a context manager."""
 
-    def __init__(self, corpus, n, rate=None, lan=None, delay=None):
+    def __init__(self, corpus, n, rate=None, lan=None, delay=None, more=()):
         if os.geteuid():
             raise SystemExit("needs root, for network namespaces")
         self.corpus, self.n = corpus, n
@@ -147,7 +160,7 @@ class Lab:
         # The agent takes FLURRY_… for its configuration.
         own = {k: v for k, v in os.environ.items() if not k.startswith("FLURRY_")}
         self.env = dict(own, LAB_PREFIX=self.prefix, LAB_DIR=self.dir)
-        self.args = ["-c", corpus.dir] + (["-r", rate] if rate else []) + (["-l", lan] if lan else []) + (["-e", delay] if delay else [])
+        self.args = ["-c", corpus.dir] + (["-r", rate] if rate else []) + (["-l", lan] if lan else []) + (["-e", delay] if delay else []) + list(more)
         self.agents = {}
 
     def script(self, name):
@@ -214,19 +227,22 @@ class Lab:
         """Gives a machine the closure without the network."""
         self.exec(i, "nix-store", "--option", "substituters", f"file://{self.corpus.dir}/cache", "-r", self.corpus.root)
 
-    def start_agent(self, i, toml=""):
+    def start_agent(self, i, toml="", identity=None, binary=None):
+        """Starts an agent that knows nothing, but who it is if identity is a file that says so. binary is another's than the lab's."""
         d = self.home(i, "agent")
         shutil.rmtree(d, ignore_errors=True)
         for sub in "state", "run":
             os.makedirs(os.path.join(d, sub))
-            shutil.chown(os.path.join(d, sub), "nobody", "nogroup")
+        if identity and os.path.exists(identity):
+            shutil.copy(identity, os.path.join(d, "state/identity"))
+        run(["chown", "-R", "nobody:nogroup", os.path.join(d, "state"), os.path.join(d, "run")])
         with open(os.path.join(d, "flurry.toml"), "w") as f:
             f.write(f'[[upstream]]\nurl = "{UPSTREAM}"\nkeys = ["{self.corpus.key}"]\npublic = true\n'
                     f'[log]\nlevel = "{os.environ.get("BENCH_LOG", "info")}"\n{toml}')
         env = ["env", f"HOME={d}/state", f"STATE_DIRECTORY={d}/state", f"RUNTIME_DIRECTORY={d}/run"]
         log = open(os.path.join(d, "log"), "w")
         self.agents[i] = subprocess.Popen(
-            self.command(i, *env, self.binary, "agent", "--config", d + "/flurry.toml", user="nobody"),
+            self.command(i, *env, binary or self.binary, "agent", "--config", d + "/flurry.toml", user="nobody"),
             env=self.env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
         self.substituters(i, AGENT)
 

@@ -62,6 +62,14 @@ func (p *fakePeer) requests() []int64 {
 // slow is an honest source of about 64 KiB per d.
 func slow(d time.Duration) behaviour { b := honest; b.perRead = d; return b }
 
+// measured makes the central cache's link one that brings so many bytes a second without help.
+func (s *Server) measured(rate float64) {
+	g := &s.flights.farGate
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.state, g.alone, g.nars, g.until = gateOpen, rate, rate, time.Now().Add(time.Hour)
+}
+
 func TestAgentsBeyondTheSiteHelpASlowCacheFromItsEnd(t *testing.T) {
 	w := newWorld(t, 16<<20)
 	w.upstream("cache", slow(10*time.Millisecond)) // 6.5 MB/s: 2.5 s alone
@@ -69,6 +77,7 @@ func TestAgentsBeyondTheSiteHelpASlowCacheFromItsEnd(t *testing.T) {
 	in := &fakeInternet{found: []*fakePeer{far}, takes: 50 * time.Millisecond}
 	w.internet = in
 	s := w.start()
+	s.measured(6.5e6)
 	w.wantNAR(get(s, w.narURL()))
 	reqs := far.requests()
 	if len(reqs) == 0 || in.lookUps() != 1 {
@@ -86,29 +95,92 @@ func TestAgentsBeyondTheSiteHelpASlowCacheFromItsEnd(t *testing.T) {
 }
 
 func TestASlowAgentBeyondTheSiteDelaysNothing(t *testing.T) {
-	w := newWorld(t, 8<<20)
-	w.upstream("cache", slow(5*time.Millisecond)) // 0.65 s alone
+	w := newWorld(t, 16<<20)
+	w.upstream("cache", slow(5*time.Millisecond)) // 1.3 s alone
 	far := w.remote("far", slow(500*time.Millisecond))
 	w.internet = &fakeInternet{found: []*fakePeer{far}}
 	s := w.start()
+	s.measured(13e6)
 	began := time.Now()
 	w.wantNAR(get(s, w.narURL()))
-	if took := time.Since(began); took > 4*time.Second { // its 16 pieces alone would take 8 s
+	if took := time.Since(began); took > 5*time.Second { // its 256 pieces alone would take two minutes
 		t.Errorf("took %v", took)
 	}
 	if len(far.flakies)+len(far.convicts) > 0 {
 		t.Error("being slow is held against it")
 	}
+	if n := len(far.requests()); n != 1 {
+		t.Errorf("it was asked %d times; once tells how slow it is", n)
+	}
+}
+
+func TestAnAgentBeyondTheSiteThatIsKnownToBeSlowIsNotAsked(t *testing.T) {
+	w := newWorld(t, 16<<20)
+	w.upstream("cache", slow(5*time.Millisecond))
+	far := w.remote("far", honest)
+	in := &fakeInternet{found: []*fakePeer{far}}
+	w.internet = in
+	s := w.start()
+	s.measured(13e6)
+	s.flights.farRates.note("far", 1e5, time.Now())
+	w.wantNAR(get(s, w.narURL()))
+	if n := len(far.requests()); n != 0 || in.lookUps() != 1 {
+		t.Errorf("%d requests, %d look-ups", n, in.lookUps())
+	}
+}
+
+func TestWhatTheCentralCacheBringsAtOnceIsNotLookedUp(t *testing.T) {
+	w := newWorld(t, 2<<20)
+	w.upstream("cache", slow(5*time.Millisecond))
+	in := &fakeInternet{found: []*fakePeer{w.remote("far", honest)}}
+	w.internet = in
+	s := w.start()
+	s.measured(13e6)
+	w.wantNAR(get(s, w.narURL()))
+	if in.lookUps() != 0 {
+		t.Errorf("%d look-ups", in.lookUps())
+	}
+}
+
+func TestASilentCentralCacheIsNotWaitedForBeforeALookUp(t *testing.T) {
+	w := newWorld(t, 2<<20)
+	w.upstream("cache", slow(time.Hour))
+	in := &fakeInternet{found: []*fakePeer{w.remote("far", honest)}}
+	w.internet = in
+	s := w.start()
+	s.measured(13e6)
+	w.wantNAR(get(s, w.narURL()))
+	if in.lookUps() != 1 || s.Stats.FromInternet.Load() == 0 {
+		t.Errorf("%d look-ups", in.lookUps())
+	}
+}
+
+func TestTheRateOfAnAgentBeyondTheSiteIsForgotten(t *testing.T) {
+	var r farRates
+	now := time.Now()
+	r.note("a", 100, now)
+	r.note("a", 200, now)
+	if got := r.of("a", now); got != 150 {
+		t.Errorf("rate %v", got)
+	}
+	later := now.Add(farRateLife + time.Second)
+	if got := r.of("a", later); got != 0 {
+		t.Errorf("rate %v after a while", got)
+	}
+	if r.note("b", 1, later); len(r.byID) != 1 {
+		t.Errorf("%d rates are kept", len(r.byID))
+	}
 }
 
 func TestALyingAgentBeyondTheSiteIsConvicted(t *testing.T) {
 	w := newWorld(t, 16<<20)
-	w.upstream("cache", slow(5*time.Millisecond))
+	w.upstream("cache", slow(10*time.Millisecond))
 	lies := slow(time.Millisecond)
 	lies.corrupt = len(w.nar) - 1000
 	far := w.remote("far", lies)
 	w.internet = &fakeInternet{found: []*fakePeer{far}}
 	s := w.start()
+	s.measured(6.5e6)
 	w.wantNAR(get(s, w.narURL()))
 	far.mu.Lock()
 	defer far.mu.Unlock()
@@ -175,33 +247,35 @@ func TestPrivatePathsAreNotLookedForOnTheInternet(t *testing.T) {
 func TestTheGateLetsHelpInOnlyWhileItHelps(t *testing.T) {
 	now := time.Unix(1_000_000, 0)
 	var g farGate
-	// run lets bytes come for d, cache and far bytes a second, far ones only while the gate is open.
-	run := func(d time.Duration, cache, far float64) (helped time.Duration) {
+	// run lets bytes come for d, so many a second from the cache as sent, of NARs that compress well or badly by turns,
+	// and from beyond the site, only while the gate is open, which takes a quarter of the cache's link.
+	run := func(d time.Duration, wire, far float64) (helped time.Duration) {
 		const tick = 10 * time.Millisecond
-		for range d / tick {
+		for i := range int(d / tick) {
 			now = now.Add(tick)
-			open := g.open(now)
-			c := cache
-			if open {
-				c = min(cache, cache*3/4) // help takes a part of the link
+			w := wire * tick.Seconds()
+			if g.open(now) {
+				w *= 0.75
 				helped += tick
 				g.count(now, int64(far*tick.Seconds()), true)
 			}
-			g.count(now, int64(c*tick.Seconds()), false)
+			shrunk := []float64{1.5, 5}[i/100%2]
+			g.wired(int64(w))
+			g.count(now, int64(w*shrunk), false)
 		}
 		return helped
 	}
-	if helped := run(10*time.Second, 10e6, 1e6); helped == 0 || helped > 3*time.Second {
+	if helped := run(10*time.Second, 6e6, 1e6); helped == 0 || helped > 3*time.Second {
 		t.Errorf("help that is none lasted %v", helped)
 	}
-	if helped := run(40*time.Second, 10e6, 1e6); helped != 0 {
+	if helped := run(40*time.Second, 6e6, 1e6); helped != 0 {
 		t.Errorf("and again %v", helped)
 	}
 	now = now.Add(gateMost)
-	if helped := run(10*time.Second, 10e6, 20e6); helped < 7*time.Second {
+	if helped := run(10*time.Second, 6e6, 20e6); helped < 7*time.Second {
 		t.Errorf("good help lasted %v", helped)
 	}
-	if helped := run(10*time.Second, 10e6, 0.5e6); helped > 4*time.Second {
+	if helped := run(10*time.Second, 6e6, 0.5e6); helped > 4*time.Second {
 		t.Errorf("help that became bad lasted %v more", helped)
 	}
 }

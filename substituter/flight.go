@@ -108,6 +108,7 @@ func (f *flight) wired(n int64) {
 	f.wireGot.Add(n)
 	f.all.stats.Wire.Add(n)
 	f.all.uplink.own.Add(n)
+	f.all.farGate.wired(n)
 	if f.v.Scope() == verify.ScopePublic {
 		f.all.uplink.public.Add(n)
 	}

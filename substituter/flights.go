@@ -79,6 +79,7 @@ type flights struct {
 	internet Internet // nil without it
 	offload  bool     // agents of the internet before the central cache
 	farGate  farGate
+	farRates farRates
 
 	air     airtime
 	changed chan struct{} // gets a token when a flight landed or was asked for

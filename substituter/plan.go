@@ -204,9 +204,7 @@ func (p *plan) schedule(ctx context.Context, start func(*leg)) {
 	p.yield()
 	p.weigh(false)
 	p.near = p.flying()
-	if len(p.f.all.finder.upstreams) == 0 {
-		p.lookFar()
-	}
+	p.mindFar()
 	p.sources = p.candidates()
 	p.seekChain(ctx)
 	p.watchFirstByte()

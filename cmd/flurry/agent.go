@@ -339,7 +339,8 @@ func (a *agent) report() status.Report {
 	r.Sharing = a.sharing()
 	r.PeerID = a.host.ID()
 	r.Bytes.ToPeers = a.host.BytesOut()
-	r.Wire.ToPeers = r.Bytes.ToPeers
+	gotOff, sentOff := a.host.Compressed()
+	r.Wire.FromPeers, r.Wire.ToPeers = max(0, r.Wire.FromPeers-gotOff), r.Bytes.ToPeers-sentOff
 	for _, p := range a.host.Peers() {
 		r.Peers = append(r.Peers, status.Peer{ID: p.ID, Addrs: p.Addrs, Via: p.Via, IntroducedBy: p.By, RTTMillis: status.Millis(p.RTT), BytesPerSec: p.Rate,
 			Paths: p.Paths, BytesIn: p.In, BytesOut: p.Out, State: p.State, Reason: p.Reason, ConnectedSecs: p.Connected.Seconds(),

@@ -31,7 +31,8 @@ func internetOf(cfg config.Internet) *p2p.Internet {
 	if !cfg.Enable {
 		return nil
 	}
-	return &p2p.Internet{PublicAddresses: cfg.PublicAddresses, Relay: cfg.Relay, ServeRelay: cfg.ServeRelay, Upload: int64(cfg.Upload)}
+	return &p2p.Internet{PublicAddresses: cfg.PublicAddresses, Relay: cfg.Relay, ServeRelay: cfg.ServeRelay, Upload: int64(cfg.Upload),
+		Quiet: func() bool { return onBattery(powerSupplies) }}
 }
 
 // newInternet prepares the hash table; the host exists.
@@ -58,7 +59,9 @@ func (a *agent) newInternet() error {
 
 // quiet tells whether the internet is to be left alone: sharing is paused, for whatever reason, or the
 // machine runs on battery.
-func (a *agent) quiet() bool { return a.host.Paused() || onBattery("/sys/class/power_supply") }
+func (a *agent) quiet() bool { return a.host.Paused() || onBattery(powerSupplies) }
+
+const powerSupplies = "/sys/class/power_supply" // of Linux; elsewhere a machine is never on battery
 
 // onBattery tells whether the kernel knows of mains supplies below dir and none is on.
 func onBattery(dir string) bool {

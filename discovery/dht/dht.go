@@ -33,9 +33,16 @@ import (
 const protocolPrefix = "/flurry"
 
 const (
-	joinEvery    = 30 * time.Second // while there are no peers, at most; sooner at first
-	saveSoon     = 5 * time.Second  // after the start: at the end the host may be closed already
-	saveEvery    = time.Minute
+	joinEvery = 30 * time.Second // while there are no peers, at most; sooner at first
+	greetMost = 10 * time.Second // for those known to answer
+	saveLeast = 2 * time.Second  // between two writes; what is known is written when it changes: at the end the host may be closed already
+	saveEvery = 10 * time.Minute // while it does not change
+	// While the routing table has few members it is refreshed more often than every refreshEvery: agents that start together
+	// know each other as such only once each was seen to be reachable.
+	few          = 8
+	fewFirst     = time.Minute // since the start, in which that is done every fewSoon, and later every fewEvery
+	fewSoon      = 5 * time.Second
+	fewEvery     = time.Minute
 	meetEvery    = time.Minute
 	acquainted   = 8 // agents hinted at
 	quietEvery   = time.Second
@@ -70,7 +77,7 @@ type DHT struct {
 	log   *slog.Logger
 	now   func() time.Time
 	begin []peer.AddrInfo // Bootstrap
-	seen  []peer.AddrInfo // remembered from before
+	seen  []seenPeer      // remembered, those met last first
 
 	node    atomic.Pointer[kad.IpfsDHT] // nil while quiet
 	keys    keySet
@@ -119,7 +126,7 @@ func New(h host.Host, cfg Config) (*DHT, error) {
 		}
 		d.begin = append(d.begin, *info)
 	}
-	seen, err := loadPeers(cfg.PeersFile)
+	seen, err := loadPeers(cfg.PeersFile, d.now())
 	if err != nil {
 		d.log.Warn("starting without the peers of last time", "err", err)
 	}
@@ -220,63 +227,99 @@ func (d *DHT) reachable(list []ma.Multiaddr) bool {
 func (d *DHT) origins() []peer.AddrInfo {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return append(slices.Clone(d.begin), d.seen...)
+	list := slices.Clone(d.begin)
+	for _, s := range d.seen {
+		list = append(list, s.AddrInfo)
+	}
+	return list
 }
 
 // join connects to some known peers until there are others, and again whenever all are lost.
 func (d *DHT) join(ctx context.Context, node *kad.IpfsDHT) {
-	defer d.save(node)
 	pause := time.Second
-	save := d.now().Add(saveSoon)
+	var saved, refreshed time.Time
+	var members []peer.ID
+	began := d.now()
 	for ctx.Err() == nil {
-		if node.RoutingTable().Size() == 0 {
-			d.greet(ctx)
-			node.RefreshRoutingTable()
+		size, every := node.RoutingTable().Size(), fewEvery
+		if d.now().Sub(began) < fewFirst {
+			every = fewSoon
+		}
+		if size == 0 {
+			d.greet(ctx, node)
 			pause = min(2*pause, joinEvery)
 		} else {
 			pause = time.Second
 		}
-		if d.now().After(save) {
-			save = d.now().Add(saveEvery)
-			d.save(node)
+		if size == 0 || size < few && d.now().Sub(refreshed) > every {
+			node.RefreshRoutingTable()
+			refreshed = d.now()
+		}
+		list := node.RoutingTable().ListPeers()
+		slices.Sort(list)
+		if age := d.now().Sub(saved); age > saveEvery || age > saveLeast && !slices.Equal(list, members) {
+			saved, members = d.now(), list
+			d.remember(list)
 		}
 		sleep(ctx, pause)
 	}
+	d.remember(node.RoutingTable().ListPeers())
 }
 
-// greet dials all peers to begin with, a few at a time.
-func (d *DHT) greet(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
-	defer cancel()
+// greet dials those known, a few at a time, until one of them is in the routing table.
+func (d *DHT) greet(ctx context.Context, node *kad.IpfsDHT) {
+	ctx, cancel := context.WithTimeout(ctx, greetMost)
 	var g sync.WaitGroup
+	defer g.Wait()
+	defer cancel()
 	slots := make(chan struct{}, 8)
 	for _, info := range d.origins() {
 		g.Go(func() {
-			slots <- struct{}{}
+			select {
+			case slots <- struct{}{}:
+			case <-ctx.Done():
+				return
+			}
 			defer func() { <-slots }()
-			if err := d.host.Connect(ctx, info); err != nil {
+			if err := d.host.Connect(ctx, info); err != nil && ctx.Err() == nil {
 				d.log.Debug("an agent of the internet does not answer", "peer", info.ID, "err", err)
 			}
 		})
 	}
-	g.Wait()
-}
-
-// save remembers the routing table.
-func (d *DHT) save(node *kad.IpfsDHT) {
-	var list []peer.AddrInfo
-	for _, id := range node.RoutingTable().ListPeers() {
-		if addrs := d.publicOnly(d.host.Peerstore().Addrs(id)); len(addrs) > 0 {
-			list = append(list, peer.AddrInfo{ID: id, Addrs: addrs})
+	all := make(chan struct{})
+	go func() { g.Wait(); close(all) }()
+	for node.RoutingTable().Size() == 0 {
+		select {
+		case <-all:
+			return
+		case <-time.After(50 * time.Millisecond):
 		}
 	}
-	if err := savePeers(d.cfg.PeersFile, list); err != nil {
-		d.log.Warn("agents of the internet are not remembered", "err", err)
+}
+
+// remember keeps members of the routing table for the next start, and after them those met before, who may be back.
+func (d *DHT) remember(members []peer.ID) {
+	now := d.now()
+	var list []seenPeer
+	for _, id := range members {
+		if addrs := d.publicOnly(d.host.Peerstore().Addrs(id)); len(addrs) > 0 {
+			list = append(list, seenPeer{peer.AddrInfo{ID: id, Addrs: addrs}, now})
+		}
 	}
-	if len(list) > 0 {
-		d.mu.Lock()
-		d.seen = list
-		d.mu.Unlock()
+	if len(list) == 0 {
+		return
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, old := range d.seen {
+		same := func(s seenPeer) bool { return s.ID == old.ID }
+		if !slices.ContainsFunc(list, same) && now.Sub(old.at) < forgetAfter {
+			list = append(list, old)
+		}
+	}
+	d.seen = list[:min(len(list), rememberMost)]
+	if err := savePeers(d.cfg.PeersFile, d.seen); err != nil {
+		d.log.Warn("agents of the internet are not remembered", "err", err)
 	}
 }
 

@@ -9,8 +9,10 @@ import (
 	"io"
 	"log/slog"
 	"net/netip"
+	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -19,6 +21,7 @@ import (
 	"github.com/ipfs/go-datastore/query"
 	"github.com/ipfs/go-libdht/kad/key/bitstr"
 	"github.com/libp2p/go-libp2p"
+	"github.com/libp2p/go-libp2p/core/crypto"
 	"github.com/libp2p/go-libp2p/core/peer"
 	ma "github.com/multiformats/go-multiaddr"
 	"pgregory.net/rapid"
@@ -226,6 +229,53 @@ func TestPeersAreFoundAgainWithoutABootstrapNode(t *testing.T) {
 	first.stop()
 	again := start(t, Config{PeersFile: file})
 	eventually(t, "it is back", func() bool { return again.Stats().Peers > 0 })
+}
+
+func TestARestartDoesNotNeedTheBootstrapNode(t *testing.T) {
+	t.Parallel()
+	file := filepath.Join(t.TempDir(), "internet-peers")
+	boot := start(t, Config{})
+	other := start(t, Config{Bootstrap: []string{boot.addr}})
+	first := start(t, Config{Bootstrap: []string{boot.addr}, PeersFile: file})
+	remembers := func(n *node) bool {
+		text, _ := os.ReadFile(file)
+		return strings.Contains(string(text), n.host.ID().String())
+	}
+	eventually(t, "both are met and remembered", func() bool { return first.Stats().Peers == 2 && remembers(boot) && remembers(other) })
+	boot.stop()
+	first.stop()
+	again := start(t, Config{Bootstrap: []string{boot.addr}, PeersFile: file})
+	eventually(t, "it is back", func() bool { return again.Stats().Peers > 0 })
+	again.stop()
+	if !remembers(boot) || !remembers(other) {
+		t.Error("one that was away for a while is forgotten")
+	}
+}
+
+func TestPeersNotMetForLongAreForgotten(t *testing.T) {
+	file := filepath.Join(t.TempDir(), "internet-peers")
+	now := time.Unix(2_000_000_000, 0)
+	id := func(seed byte) peer.ID {
+		key, _, err := crypto.GenerateEd25519Key(bytes.NewReader(bytes.Repeat([]byte{seed}, 64)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := peer.IDFromPrivateKey(key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return p
+	}
+	seen := func(seed byte, at time.Time) seenPeer {
+		return seenPeer{peer.AddrInfo{ID: id(seed), Addrs: []ma.Multiaddr{ma.StringCast("/ip4/45.1.2.3/tcp/1")}}, at}
+	}
+	if err := savePeers(file, []seenPeer{seen(1, now.Add(-time.Hour)), seen(2, now.Add(-forgetAfter)), seen(3, now.Add(time.Hour))}); err != nil {
+		t.Fatal(err)
+	}
+	list, err := loadPeers(file, now)
+	if err != nil || len(list) != 2 || list[0].ID != id(1) || list[1].ID != id(3) || list[1].at.After(now) {
+		t.Errorf("%v, %v", list, err)
+	}
 }
 
 func TestNoAddressOfASiteIsStoredOrTold(t *testing.T) {

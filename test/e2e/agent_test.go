@@ -260,6 +260,10 @@ type status struct {
 		ToPeers      int64 `json:"to_peers"`
 		ToNix        int64 `json:"to_nix"`
 	} `json:"bytes"`
+	Wire struct {
+		FromPeers int64 `json:"from_peers"`
+		ToPeers   int64 `json:"to_peers"`
+	} `json:"wire"`
 	NAR struct {
 		Served   int64 `json:"served"`
 		Failed   int64 `json:"failed"`

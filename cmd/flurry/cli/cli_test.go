@@ -218,7 +218,7 @@ func fullReport() status.Report {
 		Wire:    status.Wire{FromPeers: 3_000_000_000, FromUpstream: 250_000_000, ToPeers: 5_400_000},
 		NarInfo: status.NarInfo{Hits: 912, Misses: 1, UpstreamRequests: 45},
 		NAR:     status.NAR{Served: 1300, SwitchedSource: 2, Rejected: 1}, InFlight: 3,
-		Internet: status.Internet{Enabled: true, Reachable: true, ProvidedKeys: 4000, Agents: 12},
+		Internet: status.Internet{Enabled: true, Reachable: true, ProvidedKeys: 4000, Agents: 12, Prefer: "speed", Lookups: 30, Found: 12, BytesFrom: 33_000_000, UploadRate: 2_500_000, Server: true},
 		Upstreams: []status.Upstream{
 			{URL: "https://cache.nixos.org", Reachable: true, RTTMillis: 23.4},
 			{URL: "http://cache.corp", LastError: "connection refused"},

@@ -195,6 +195,9 @@ func renderStatus(w io.Writer, r, before status.Report, p palette) {
 			number(r.NAR.SwitchedSource), number(r.NAR.Rejected), number(int64(r.InFlight))),
 		row("internet", "%s", internet(r.Internet)),
 	}...)
+	if r.Internet.Enabled {
+		rows = append(rows, row("", "%s", internetUse(r.Internet)))
+	}
 	for i, u := range r.Upstreams {
 		name := ""
 		if i == 0 {
@@ -288,6 +291,18 @@ func internet(i status.Internet) string {
 		text += ", serving as a relay"
 	}
 	return text
+}
+
+// internetUse is what an agent does with the internet.
+func internetUse(i status.Internet) string {
+	text := fmt.Sprintf("prefers %s, %d of %s found, %s from there, ", clean(i.Prefer), i.Found, count(int(i.Lookups), "look-up"), bytesText(i.BytesFrom))
+	if i.UploadRate > 0 {
+		text += rate(float64(i.UploadRate)) + " to there at most, "
+	}
+	if i.Server {
+		return text + "answers the table's questions"
+	}
+	return text + "asks the table only"
 }
 
 func orNone(s string) string {
