@@ -109,10 +109,13 @@ func (s *busSite) Tell(d verify.PathDigest, p Progress) {
 }
 
 func (s *busSite) Flying(d verify.PathDigest) (out []Flying) {
+	s.mu.Lock()
+	doubts := s.doubts
+	s.mu.Unlock()
 	for _, o := range s.bus.others(s) {
 		o.mu.Lock()
 		if p := o.told[d]; p.Stage != StageNone {
-			out = append(out, Flying{Peer: busPeer{o}, Suspect: s.doubts, Progress: p})
+			out = append(out, Flying{Peer: busPeer{o}, Suspect: doubts, Progress: p})
 		}
 		o.mu.Unlock()
 	}

@@ -22,6 +22,7 @@ type zone struct {
 	mu    sync.Mutex
 	addrs map[string][]string // fully qualified name → IP addresses
 	addr  string
+	asked []net.Conn // by its resolver
 }
 
 func serveZone(t *testing.T) *zone {
@@ -41,6 +42,11 @@ func serveZone(t *testing.T) *zone {
 		}
 		if err := <-done; err != nil {
 			t.Error(err)
+		}
+		z.mu.Lock()
+		defer z.mu.Unlock()
+		for _, c := range z.asked { // a question that a cancelled Run has left behind would wait for its timeout
+			_ = c.Close()
 		}
 	})
 	return z
@@ -76,7 +82,13 @@ func (z *zone) ServeDNS(w dns.ResponseWriter, q *dns.Msg) {
 func (z *zone) resolver() *net.Resolver {
 	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var d net.Dialer
-		return d.DialContext(ctx, "udp", z.addr)
+		c, err := d.DialContext(ctx, "udp", z.addr)
+		if err == nil {
+			z.mu.Lock()
+			z.asked = append(z.asked, c)
+			z.mu.Unlock()
+		}
+		return c, err
 	}}
 }
 
