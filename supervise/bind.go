@@ -112,3 +112,25 @@ func (s *supervisor) bind(ctx context.Context, from *orphan) (listeners []*net.T
 	}
 	return listeners, nil
 }
+
+// passable returns ln's descriptor as a file for another process; the caller closes it. What [net.TCPListener.File]
+// returns would do, but for [os.File.Fd], which whoever passes it on calls: it makes a descriptor that the poller
+// knows blocking, and ln with it, as they share a description. A stand-in that then accepts waits in accept(2), and
+// closing ln waits for it. A file that was made while its descriptor blocked is left as it is.
+func passable(ln *net.TCPListener) (*os.File, error) {
+	f, err := ln.File()
+	if err != nil {
+		return nil, fmt.Errorf("pass on listener %s: %w", ln.Addr(), err)
+	}
+	defer f.Close()
+	fd, err := unix.FcntlInt(f.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+	if err != nil {
+		return nil, fmt.Errorf("pass on listener %s: %w", ln.Addr(), err)
+	}
+	passed := os.NewFile(uintptr(fd), f.Name())
+	if err := unix.SetNonblock(fd, true); err != nil {
+		passed.Close()
+		return nil, fmt.Errorf("pass on listener %s: %w", ln.Addr(), err)
+	}
+	return passed, nil
+}

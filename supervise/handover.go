@@ -126,7 +126,7 @@ func (h *Handover) files() (files []*os.File, err error) {
 		if !ok {
 			return files, fmt.Errorf("listener %s is no TCP listener", ln.Addr())
 		}
-		f, err := t.File()
+		f, err := passable(t)
 		if err != nil {
 			return files, err
 		}

@@ -92,9 +92,9 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer closeAll(listeners)
 	for _, ln := range listeners {
-		f, err := ln.File()
+		f, err := passable(ln)
 		if err != nil {
-			return fmt.Errorf("pass on listener %s: %w", ln.Addr(), err)
+			return err
 		}
 		defer f.Close()
 		s.files = append(s.files, f)

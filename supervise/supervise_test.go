@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -17,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func TestAKilledChildIsReplacedOnTheSamePort(t *testing.T) {
@@ -401,6 +404,38 @@ func startLoad(addr string) *load {
 func (l *load) stop() {
 	close(l.end)
 	l.wg.Wait()
+}
+
+// A child that dies before it took its listeners leaves them as exec left them.
+func TestPassingAListenerOnLeavesItNonBlocking(t *testing.T) {
+	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ln.Close()
+	for range 2 {
+		f, err := passable(ln)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		cmd := exec.Command("true")
+		cmd.ExtraFiles = []*os.File{f}
+		if err := cmd.Run(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	raw, err := ln.SyscallConn()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var flags int
+	if cerr := raw.Control(func(fd uintptr) { flags, err = unix.FcntlInt(fd, unix.F_GETFL, 0) }); cerr != nil || err != nil {
+		t.Fatal(cerr, err)
+	}
+	if flags&unix.O_NONBLOCK == 0 {
+		t.Error("accept(2) would wait, and Close with it")
+	}
 }
 
 func TestWhileNoChildAnswersTheStandInDoes(t *testing.T) {
