@@ -90,4 +90,5 @@ type Upstream interface {
 type NARBody interface {
 	io.ReadCloser
 	WireBytes() int64 // bytes received so far, as sent
+	Broke() time.Time // when its connection last broke, although it went on over another one; zero: never
 }

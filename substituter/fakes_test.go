@@ -253,6 +253,7 @@ func (b *body) Close() error {
 }
 
 func (b *body) WireBytes() int64 { return b.wire.Load() }
+func (b *body) Broke() time.Time { return time.Time{} }
 
 func (b *body) Read(p []byte) (int, error) {
 	if b.b.perRead > 0 {

@@ -56,8 +56,7 @@ type flight struct {
 	poisoned bool  // they do
 	legs     map[*leg]bool
 	parts    []part    // who sent what, in order of arrival
-	got      int64     // bytes that came
-	peersGot int64     // and from peers
+	peersGot int64     // bytes from peers
 	progress time.Time // of the last progressStep bytes
 	marked   int64     // bytes since then
 	writing  int       // legs that are putting bytes into the spool
@@ -88,6 +87,8 @@ type leg struct {
 	got      int64     // bytes it contributed
 	lastByte time.Time // of the last progressStep bytes; zero: none yet
 	marked   int64     // bytes since then
+
+	body io.ReadCloser // from when its source answered on
 
 	dismissed bool // it was ended because its bytes came from elsewhere
 	slow      bool // another source was called in because it is so slow
@@ -346,6 +347,9 @@ func (f *flight) runLeg(ctx context.Context, l *leg) error {
 		return err
 	}
 	defer body.Close()
+	f.mu.Lock()
+	l.body = body
+	f.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() { body.Close() })
 	defer stop()
 	buf := legBuffers.Get().(*[]byte)
@@ -436,7 +440,6 @@ func (f *flight) arrived(l *leg, g span) {
 		f.progress, f.marked = time.Now(), 0
 	}
 	l.got += g.len()
-	f.got += g.len()
 	f.all.received(l.src, g.len())
 	if l.src.fromPeer() {
 		f.peersGot += g.len()

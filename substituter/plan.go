@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -28,7 +29,8 @@ const (
 	// Without a byte for this long a flight that has shown Nix nothing ends: the next substituter is the
 	// better chance. One that has shown bytes holds on, since an abort costs Nix the whole NAR.
 	limitUnseen = 4500 * time.Millisecond
-	lateSilence = 2 * time.Second // is enough once a flight is that old and has still shown nothing
+	lateSilence = 2 * time.Second        // is enough once a flight is that old and has still shown nothing
+	lateStall   = 500 * time.Millisecond // and this where everybody broke off
 	limitSeen   = 60 * time.Second
 	limitBusy   = 15 * time.Second // in place of limitUnseen where silence has a reason, see inHand
 )
@@ -36,8 +38,8 @@ const (
 // plan chooses a flight's sources. Only the flight's run goroutine uses it.
 type plan struct {
 	f         *flight
-	failures  map[string]int  // by source name, in this round
-	letDown   map[string]bool // who failed at least once
+	failures  map[string]int       // by source name, in this round
+	letDown   map[string]time.Time // when a source last failed
 	excluded  map[string]bool
 	tries     []failedTry
 	lone      bool // after a mismatch of several sources: one source alone, a fresh one first
@@ -60,12 +62,11 @@ type plan struct {
 	suspect map[string]spans
 	heard   time.Time // of the latest news that ended a wait
 	try     try       // whether the central cache beside a neighbour pays
-	marks   [2]growth // what had come lateSilence ago or more, and when
 }
 
 func newPlan(f *flight) *plan {
 	return &plan{
-		f: f, failures: map[string]int{}, letDown: map[string]bool{}, excluded: map[string]bool{}, digest: f.hash.Digest(),
+		f: f, failures: map[string]int{}, letDown: map[string]time.Time{}, excluded: map[string]bool{}, digest: f.hash.Digest(),
 		claim: claim{grown: map[string]growth{}, ignored: map[string]bool{}}, begun: time.Now(),
 		ask: asking{asked: map[string]bool{}, rates: map[string]float64{}},
 	}
@@ -153,7 +154,8 @@ func (p *plan) ready() []source {
 
 // engaged returns the sources that are at work, and which of them are central caches that have gone silent:
 // these may be asked once more when nobody else is left, as what is dead may be the connection alone, and
-// again when Nix asks anew. While the uplink is busy silence says nothing.
+// again when Nix asks anew. While the uplink is busy silence says nothing, and where Nix waits too long already
+// it is too late.
 func (p *plan) engaged() (busy, hanging map[string]bool) {
 	busy, hanging = map[string]bool{}, map[string]bool{}
 	p.f.mu.Lock()
@@ -166,9 +168,10 @@ func (p *plan) engaged() (busy, hanging map[string]bool) {
 			latest[name] = l
 		}
 	}
-	busyUplink := p.f.all.uplink.busy()
+	waited := time.Since(p.f.wanted) + p.f.spent
+	hopeless := p.f.all.uplink.busy() || p.f.asked && p.f.served == 0 && waited > limitUnseen-lateStall
 	for name, l := range latest {
-		hanging[name] = !busyUplink && hanging[name] && l.silent(time.Now()) > l.src.patience()
+		hanging[name] = !hopeless && hanging[name] && l.silent(time.Now()) > l.src.patience()
 	}
 	return busy, hanging
 }
@@ -441,42 +444,31 @@ func (p *plan) inHand() bool {
 // late tells whether a flight that is overdue is given up although it got bytes now and then: sources that
 // break off again and again bring some each time. As long as there is a source that has not let this flight
 // down it is the one to hope for: perhaps it was not asked because a neighbour, who just died, was asking it.
-// Else it is over where next to nothing came lately, or nothing at all for a while; for a longer one where
-// bytes came steadily for long.
+// One that merely pauses gets longer the longer it was steady; where all broke off lately a moment is enough.
 func (p *plan) late(silence time.Duration) bool {
-	lately := p.lately()
-	if !p.overdue() {
+	if silence <= lateStall || !p.overdue() {
 		return false
 	}
 	now := time.Now()
 	p.f.mu.Lock()
 	age := now.Sub(p.f.wanted) + p.f.spent
-	at, hanging := map[string]bool{}, map[string]bool{}
+	broke, paused := maps.Clone(p.letDown), map[string]bool{}
 	for l := range p.f.legs {
-		if l.silent(now) > l.src.patience() {
-			hanging[l.src.name()] = true
-		} else {
-			at[l.src.name()] = true
+		paused[l.src.name()] = l.silent(now) > lateStall
+		if up, ok := l.body.(NARBody); ok && up.Broke().After(broke[l.src.name()]) {
+			broke[l.src.name()] = up.Broke()
 		}
 	}
 	p.f.mu.Unlock()
-	if lately > helpFloor*lateSilence.Seconds() && silence <= max(lateSilence, age/4) {
-		return false
+	all := true
+	for _, s := range p.candidates() {
+		if failed := now.Sub(broke[s.name()]) < limitUnseen || p.excluded[s.name()]; !failed {
+			if all = false; !paused[s.name()] {
+				return false
+			}
+		}
 	}
-	return !slices.ContainsFunc(p.candidates(), func(s source) bool {
-		return at[s.name()] || !p.excluded[s.name()] && !p.letDown[s.name()] && !hanging[s.name()]
-	})
-}
-
-// lately is how many bytes came in the last lateSilence, or in up to twice as long.
-func (p *plan) lately() float64 {
-	p.f.mu.Lock()
-	got := p.f.got
-	p.f.mu.Unlock()
-	if now := time.Now(); now.Sub(p.marks[1].at) >= lateSilence {
-		p.marks[0], p.marks[1] = p.marks[1], growth{held: got, at: now}
-	}
-	return float64(got - p.marks[0].held)
+	return all || silence > max(lateSilence, age/4)
 }
 
 // limit is how long the flight may go without a byte.
@@ -513,12 +505,12 @@ func (p *plan) ended(l *leg, err error) {
 	if l.dismissed || err == nil { // an overtaken one ends well where its next byte finds all the others there
 		if trouble != nil {
 			p.failures[name]++
-			p.letDown[name] = true
+			p.letDown[name] = time.Now()
 			l.src.flaky(trouble)
 		}
 		return
 	}
-	p.letDown[name] = true
+	p.letDown[name] = time.Now()
 	if errors.Is(err, ErrAbsent) {
 		p.failures[name] += absentWeight
 	} else {

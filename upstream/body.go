@@ -57,7 +57,8 @@ type body struct {
 	waited    time.Duration // in the current window
 	windowed  int64         // bytes in it
 	received  atomic.Int64
-	finishing atomic.Bool // the NAR is complete; don't fight for the rest
+	broke     atomic.Pointer[time.Time] // when a connection last failed
+	finishing atomic.Bool               // the NAR is complete; don't fight for the rest
 }
 
 // connect makes attempts until one brings an answer. cause is what ended the one before, nil at first.
@@ -69,6 +70,8 @@ func (b *body) connect(cause error) error {
 	var slept time.Duration
 	for {
 		if cause != nil {
+			now := time.Now()
+			b.broke.Store(&now)
 			if b.ctx.Err() != nil || b.tries >= maxTries || b.noRanges || b.urgent || b.finishing.Load() {
 				return cause
 			}

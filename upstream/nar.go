@@ -8,6 +8,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/cenkalti/backoff/v5"
 	"github.com/flurry-nix/flurry/verify"
@@ -86,6 +87,14 @@ func contentCoding(compression string) string { return strings.ToLower(compressi
 
 // WireBytes returns how many bytes were received so far, as the cache stores them.
 func (r *NARReader) WireBytes() int64 { return r.body.received.Load() }
+
+// Broke returns when a connection last failed, although the download went on over another; zero: never.
+func (r *NARReader) Broke() time.Time {
+	if at := r.body.broke.Load(); at != nil {
+		return *at
+	}
+	return time.Time{}
+}
 
 // Read implements io.Reader.
 func (r *NARReader) Read(p []byte) (int, error) {

@@ -321,6 +321,7 @@ type body struct {
 }
 
 func (b *body) WireBytes() int64 { return int64(b.off) }
+func (b *body) Broke() time.Time { return time.Time{} }
 func (b *body) Close() error     { b.once.Do(func() { close(b.closed) }); return nil }
 
 func (b *body) Read(p []byte) (int, error) {
