@@ -68,10 +68,10 @@ func (p *Peer) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash,
 	if rate := p.host.download.Rate(); rate > 0 {
 		header.Set(paceHeader, strconv.FormatInt(rate, 10))
 	}
-	coding := ""
+	asked := ""
 	if p.wantsCoding() {
-		coding = codingName
-		header.Set("Accept-Encoding", coding)
+		asked = codingName
+		header.Set("Accept-Encoding", asked)
 	}
 	d := h.Digest()
 	resp, err := p.get(ctx, &d, binarycache.NARURL(h, narHash), header)
@@ -81,7 +81,7 @@ func (p *Peer) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash,
 	wire := &wireBody{ReadCloser: resp.Body, ctx: ctx, limit: p.host.download, left: to - from}
 	body := &narBody{ReadCloser: wire, wire: wire, p: p, started: time.Now(), before: p.in.Load(), far: p.beyond()}
 	switch got := resp.Header.Get("Content-Encoding"); {
-	case got != "" && got == coding:
+	case got != "" && got == asked:
 		body.coded = true
 		if body.ReadCloser, err = p.host.coding.decode(wire, to-from); err != nil {
 			return nil, fmt.Errorf("peer %s: %w", p.name, err)
@@ -222,7 +222,7 @@ func (b *narBody) Read(buf []byte) (int, error) {
 	now := b.n.Add(int64(n))
 	b.p.in.Add(int64(n))
 	if now >= minRateBytes && now-int64(n) < minRateBytes {
-		b.rateCoding(now) // others may be asked for before this one has ended
+		b.rateCoding(now, b.took()) // others may be asked for before this one has ended
 	}
 	if b.far && !b.coded && len(b.sample) < codingSample {
 		if b.sample = append(b.sample, buf[:min(n, codingSample-len(b.sample))]...); len(b.sample) == codingSample {
@@ -240,19 +240,21 @@ func (b *narBody) Close() error {
 
 // rate notes how quick the peer was.
 func (b *narBody) rate() {
-	n, took := b.n.Load(), max(time.Since(b.started), time.Microsecond).Seconds()
+	n, took := b.n.Load(), b.took()
 	if n < minRateBytes && took < minRateTime.Seconds() {
 		return
 	}
 	b.p.sampleRate(max(float64(n)/took, slowestRate))
-	b.rateCoding(n)
+	b.rateCoding(n, took)
 }
 
+// took is the time since the body began, in seconds.
+func (b *narBody) took() float64 { return max(time.Since(b.started), time.Microsecond).Seconds() }
+
 // rateCoding notes what the peer sends in all, as this body is one of several.
-func (b *narBody) rateCoding(n int64) {
+func (b *narBody) rateCoding(n int64, took float64) {
 	if n < minRateBytes {
 		return
 	}
-	took := max(time.Since(b.started), time.Microsecond).Seconds()
 	b.p.sampleCoding(max(float64(b.p.in.Load()-b.before)/took, slowestRate), b.coded)
 }
