@@ -198,7 +198,7 @@ func (p *plan) assignFar(src farSource, now time.Time) (run span, ok, ordinary b
 		switch {
 		case l.src.fromPeer():
 			busy = busy.add(l.pos, l.end)
-		case l.silent(now) > l.src.patience():
+		case l.hangs(now):
 			stalled = true
 		default:
 			cache = l
@@ -241,16 +241,6 @@ func (p *plan) cachesFailed() bool {
 		}
 	}
 	return true
-}
-
-// rated notes how quick an agent beyond the site was.
-func (p *plan) rated(l *leg) {
-	src, ok := l.src.(farSource)
-	if !ok || l.got < farLeast {
-		return
-	}
-	rate := float64(l.got) / max(time.Since(l.started).Seconds(), 1e-3)
-	p.f.all.farRates.note(src.ID(), rate, time.Now())
 }
 
 // A farGate keeps agents beyond the site from making downloads slower: on one link their bytes may displace better

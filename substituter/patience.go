@@ -1,6 +1,7 @@
 package substituter
 
 import (
+	"maps"
 	"math/rand/v2"
 	"slices"
 	"sync"
@@ -16,6 +17,20 @@ const (
 	silenceMost     = 2 * time.Second
 	troublePause    = 2 * time.Second // for a first trouble; it doubles with each in a row
 	troublePauseMax = time.Minute
+)
+
+// How long a flight as a whole is waited for.
+const (
+	// A download whose connection broke goes on by itself; where no byte came since for longer than its first
+	// attempt takes, others are asked.
+	breakPatience = 300 * time.Millisecond
+	// Without a byte for this long a flight that has shown Nix nothing ends: the next substituter is the
+	// better chance. One that has shown bytes holds on, since an abort costs Nix the whole NAR.
+	limitUnseen = 4500 * time.Millisecond
+	lateSilence = 2 * time.Second        // is enough once a flight is that old and has still shown nothing
+	lateStall   = 500 * time.Millisecond // and this where everybody broke off
+	limitSeen   = 60 * time.Second
+	limitBusy   = 15 * time.Second // in place of limitUnseen where silence has a reason, see inHand
 )
 
 // record is how one central cache lately answered one kind of question. mu guards the fields below it.
@@ -96,4 +111,101 @@ func (l *records) order(list []Upstream, now time.Time) []Upstream {
 		return l.of(a).suspect(now).Compare(l.of(b).suspect(now))
 	})
 	return list
+}
+
+// broke is when the leg's connection last broke, zero if it never did; mu is held.
+func (l *leg) broke() time.Time {
+	if up, ok := l.body.(NARBody); ok {
+		return up.Broke()
+	}
+	return time.Time{}
+}
+
+// hangs tells whether somebody else should try the leg's bytes; mu is held.
+func (l *leg) hangs(now time.Time) bool {
+	silent := l.silent(now)
+	return silent > l.src.patience() || silent > breakPatience && l.broke().After(l.lastByte)
+}
+
+// engaged returns the sources that are at work, and which of them are central caches that have gone silent:
+// these may be asked once more when nobody else is left, as what is dead may be the connection alone, and
+// again when Nix asks anew. While the uplink is busy silence says nothing, and where Nix waits too long already
+// it is too late.
+func (p *plan) engaged() (busy, hanging map[string]bool) {
+	busy, hanging = map[string]bool{}, map[string]bool{}
+	p.f.mu.Lock()
+	defer p.f.mu.Unlock()
+	latest := map[string]*leg{}
+	for l := range p.f.legs {
+		name := l.src.name()
+		hanging[name] = !l.src.fromPeer() && (!busy[name] || latest[name].started.Before(p.f.wanted) && l.started.Before(p.f.wanted))
+		if busy[name] = true; latest[name] == nil || l.started.After(latest[name].started) {
+			latest[name] = l
+		}
+	}
+	waited := time.Since(p.f.wanted) + p.f.spent
+	hopeless := p.f.all.uplink.busy() || p.f.asked && p.f.served == 0 && waited > limitUnseen-lateStall
+	for name, l := range latest {
+		hanging[name] = !hopeless && hanging[name] && l.silent(time.Now()) > l.src.patience()
+	}
+	return busy, hanging
+}
+
+// overdue tells whether Nix has waited in vain as long as it should.
+func (p *plan) overdue() bool {
+	p.f.mu.Lock()
+	due := p.f.served == 0 && p.f.asked && time.Since(p.f.wanted)+p.f.spent > limitUnseen
+	p.f.mu.Unlock()
+	return due && !p.inHand()
+}
+
+// inHand tells whether there is a reason for silence: others' bytes keep the uplink busy, or a neighbour whose claim
+// holds is fetching.
+func (p *plan) inHand() bool {
+	s := p.site()
+	return p.f.all.uplink.busy() || s != nil && p.claim.stage == StageFollowing && p.leader(s) != nil
+}
+
+// late tells whether a flight that is overdue is given up although it got bytes now and then: sources that
+// break off again and again bring some each time. As long as there is a source that has not let this flight
+// down it is the one to hope for: perhaps it was not asked because a neighbour, who just died, was asking it.
+// One that merely pauses gets longer the longer it was steady; where all broke off lately a moment is enough.
+func (p *plan) late(silence time.Duration) bool {
+	if silence <= lateStall || !p.overdue() {
+		return false
+	}
+	now := time.Now()
+	p.f.mu.Lock()
+	age := now.Sub(p.f.wanted) + p.f.spent
+	broke, paused := maps.Clone(p.letDown), map[string]bool{}
+	for l := range p.f.legs {
+		paused[l.src.name()] = l.silent(now) > lateStall
+		if at := l.broke(); at.After(broke[l.src.name()]) {
+			broke[l.src.name()] = at
+		}
+	}
+	p.f.mu.Unlock()
+	all := true
+	for _, s := range p.candidates() {
+		if failed := now.Sub(broke[s.name()]) < limitUnseen || p.excluded[s.name()]; !failed {
+			if all = false; !paused[s.name()] {
+				return false
+			}
+		}
+	}
+	return all || silence > max(lateSilence, age/4)
+}
+
+// limit is how long the flight may go without a byte.
+func (p *plan) limit() time.Duration {
+	inHand := p.inHand()
+	p.f.mu.Lock()
+	defer p.f.mu.Unlock()
+	if p.f.served > 0 || !p.f.asked { // Nix would lose what it has, or waits for nothing
+		return limitSeen
+	}
+	if inHand {
+		return limitBusy
+	}
+	return max(limitUnseen-p.f.spent, limitUnseen/2)
 }

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"time"
 
@@ -26,13 +25,6 @@ const (
 	helpLeast = 500 * time.Millisecond
 	helpRate  = 1 << 20
 	helpFloor = 64 << 10 // bytes per second, below which a second central cache is called in beside the first
-	// Without a byte for this long a flight that has shown Nix nothing ends: the next substituter is the
-	// better chance. One that has shown bytes holds on, since an abort costs Nix the whole NAR.
-	limitUnseen = 4500 * time.Millisecond
-	lateSilence = 2 * time.Second        // is enough once a flight is that old and has still shown nothing
-	lateStall   = 500 * time.Millisecond // and this where everybody broke off
-	limitSeen   = 60 * time.Second
-	limitBusy   = 15 * time.Second // in place of limitUnseen where silence has a reason, see inHand
 )
 
 // plan chooses a flight's sources. Only the flight's run goroutine uses it.
@@ -152,30 +144,6 @@ func (p *plan) ready() []source {
 	return append(slices.Concat(byTries[:]...), again...)
 }
 
-// engaged returns the sources that are at work, and which of them are central caches that have gone silent:
-// these may be asked once more when nobody else is left, as what is dead may be the connection alone, and
-// again when Nix asks anew. While the uplink is busy silence says nothing, and where Nix waits too long already
-// it is too late.
-func (p *plan) engaged() (busy, hanging map[string]bool) {
-	busy, hanging = map[string]bool{}, map[string]bool{}
-	p.f.mu.Lock()
-	defer p.f.mu.Unlock()
-	latest := map[string]*leg{}
-	for l := range p.f.legs {
-		name := l.src.name()
-		hanging[name] = !l.src.fromPeer() && (!busy[name] || latest[name].started.Before(p.f.wanted) && l.started.Before(p.f.wanted))
-		if busy[name] = true; latest[name] == nil || l.started.After(latest[name].started) {
-			latest[name] = l
-		}
-	}
-	waited := time.Since(p.f.wanted) + p.f.spent
-	hopeless := p.f.all.uplink.busy() || p.f.asked && p.f.served == 0 && waited > limitUnseen-lateStall
-	for name, l := range latest {
-		hanging[name] = !hopeless && hanging[name] && l.silent(time.Now()) > l.src.patience()
-	}
-	return busy, hanging
-}
-
 // advance goes on with fetching, as long as bytes are missing. It fails when nothing is left to try.
 func (p *plan) advance(ctx context.Context, start func(*leg), running int) error {
 	finished, silence := p.f.look()
@@ -240,7 +208,7 @@ func (p *plan) assign(src source) *leg {
 			l.pos, l.end = run.from, run.to
 			return l
 		}
-		return p.endgame(l, victim, now)
+		return p.endgame(l, victim, now, stealTime)
 	}
 	if !src.fromPeer() && p.tail && p.peersSuffice(now) {
 		return nil
@@ -274,6 +242,9 @@ func (p *plan) assign(src source) *leg {
 		p.overtake(l, now)
 		return l
 	}
+	if _, whole := src.(peerSource); whole && victim == nil && !p.lone {
+		return p.endgame(l, nil, now, helpLeast)
+	}
 	if p.lone || victim == nil || !src.seeks() && !p.tooSlowFor(victim, most) {
 		return nil
 	}
@@ -291,7 +262,7 @@ func (p *plan) atWork(src source, now time.Time) (busy spans, victim *leg, most 
 	busy = append(busy, p.f.claimed...)
 	most = stealTime
 	for l := range p.f.legs {
-		if l.silent(now) > l.src.patience() {
+		if l.hangs(now) {
 			continue // somebody else should try its bytes
 		}
 		// Peers come towards it, or show what they bring while it is tried.
@@ -314,7 +285,7 @@ func (p *plan) atWork(src source, now time.Time) (busy spans, victim *leg, most 
 // then. mu is held.
 func (p *plan) overtake(l *leg, now time.Time) {
 	for o := range p.f.legs {
-		if o.silent(now) > o.src.patience() && o.pos < l.end && l.pos < o.end {
+		if o.hangs(now) && o.pos < l.end && l.pos < o.end {
 			o.slow = true
 		}
 	}
@@ -365,7 +336,7 @@ func (p *plan) dismiss() {
 	now := time.Now()
 	for l := range p.f.legs {
 		for twin := range p.f.legs { // asked again, and one of them lives
-			if twin != l && !l.src.fromPeer() && sameSource(l.src, twin.src) && twin.pos > l.pos && twin.silent(now) <= l.src.patience() {
+			if twin != l && !l.src.fromPeer() && sameSource(l.src, twin.src) && twin.pos > l.pos && !twin.hangs(now) {
 				l.dismissed = true
 				l.cancel()
 			}
@@ -426,82 +397,29 @@ func (p *plan) allAbsent() bool {
 // absentWeight is what a definite no counts for: more than all other failures.
 const absentWeight = 100
 
-// overdue tells whether Nix has waited in vain as long as it should.
-func (p *plan) overdue() bool {
-	p.f.mu.Lock()
-	due := p.f.served == 0 && p.f.asked && time.Since(p.f.wanted)+p.f.spent > limitUnseen
-	p.f.mu.Unlock()
-	return due && !p.inHand()
-}
-
-// inHand tells whether there is a reason for silence: others' bytes keep the uplink busy, or a neighbour whose claim
-// holds is fetching.
-func (p *plan) inHand() bool {
-	s := p.site()
-	return p.f.all.uplink.busy() || s != nil && p.claim.stage == StageFollowing && p.leader(s) != nil
-}
-
-// late tells whether a flight that is overdue is given up although it got bytes now and then: sources that
-// break off again and again bring some each time. As long as there is a source that has not let this flight
-// down it is the one to hope for: perhaps it was not asked because a neighbour, who just died, was asking it.
-// One that merely pauses gets longer the longer it was steady; where all broke off lately a moment is enough.
-func (p *plan) late(silence time.Duration) bool {
-	if silence <= lateStall || !p.overdue() {
-		return false
-	}
-	now := time.Now()
-	p.f.mu.Lock()
-	age := now.Sub(p.f.wanted) + p.f.spent
-	broke, paused := maps.Clone(p.letDown), map[string]bool{}
-	for l := range p.f.legs {
-		paused[l.src.name()] = l.silent(now) > lateStall
-		if up, ok := l.body.(NARBody); ok && up.Broke().After(broke[l.src.name()]) {
-			broke[l.src.name()] = up.Broke()
-		}
-	}
-	p.f.mu.Unlock()
-	all := true
-	for _, s := range p.candidates() {
-		if failed := now.Sub(broke[s.name()]) < limitUnseen || p.excluded[s.name()]; !failed {
-			if all = false; !paused[s.name()] {
-				return false
-			}
-		}
-	}
-	return all || silence > max(lateSilence, age/4)
-}
-
-// limit is how long the flight may go without a byte.
-func (p *plan) limit() time.Duration {
-	inHand := p.inHand()
-	p.f.mu.Lock()
-	defer p.f.mu.Unlock()
-	if p.f.served > 0 || !p.f.asked { // Nix would lose what it has, or waits for nothing
-		return limitSeen
-	}
-	if inHand {
-		return limitBusy
-	}
-	return max(limitUnseen-p.f.spent, limitUnseen/2)
-}
-
 // ended takes note of how a leg went. One that was silent when its bytes came from elsewhere is to
 // blame; one that merely came second is not.
 func (p *plan) ended(l *leg, err error) {
-	p.rated(l)
-	if took := time.Since(l.started).Seconds(); l.got >= rateLeast && took > 0 {
-		p.ask.rates[l.src.name()] = float64(l.got) / took
-	}
+	now := time.Now()
 	p.f.mu.Lock()
-	overtaken, trouble := l.slow, l.trouble(time.Now())
+	overtaken, trouble, rate, got := l.slow, l.trouble(now), l.rate(now), l.got
 	p.f.mu.Unlock()
+	name := l.src.name()
+	if got >= rateLeast {
+		p.ask.rates[name] = rate
+	}
+	if src, ok := l.src.(farSource); ok && got >= farLeast {
+		p.f.all.farRates.note(src.ID(), rate, now)
+	}
+	if got > 0 {
+		p.f.all.idlers.Delete(name)
+	}
 	if err == nil && !overtaken {
 		return
 	}
-	if l.got > 0 {
+	if got > 0 {
 		p.f.all.stats.Switched.Add(1)
 	}
-	name := l.src.name()
 	if l.dismissed || err == nil { // an overtaken one ends well where its next byte finds all the others there
 		if trouble != nil {
 			p.failures[name]++
@@ -526,6 +444,8 @@ func (l *leg) trouble(now time.Time) error {
 	switch silent := l.silent(now); {
 	case silent > l.src.patience():
 		return fmt.Errorf("silent for %v after %d bytes", silent.Round(time.Millisecond), l.got)
+	case l.hangs(now):
+		return fmt.Errorf("broke off after %d bytes", l.got)
 	case l.slow:
 		return fmt.Errorf("slow: %d bytes in %v", l.got, age.Round(time.Millisecond))
 	}

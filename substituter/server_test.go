@@ -111,6 +111,24 @@ func TestASlowPeerHoldsNobodyUp(t *testing.T) {
 	})
 }
 
+// What a slow peer has left of a small NAR is too little to be halved: another brings the same again.
+func TestASlowPeerHoldsNobodyUpWithASmallNAR(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, mib/4)
+		slow := w.peer("slow", behaviour{corrupt: -1, perRead: 50 * time.Millisecond, piece: 1000})
+		w.peer("fast", honest)
+		s := w.start()
+		start := time.Now()
+		w.wantNAR(get(s, w.narURL()))
+		if len(slow.opened) == 0 {
+			t.Fatal("the slow one was not asked")
+		}
+		if took := time.Since(start); took > time.Second {
+			t.Errorf("took %v, the slow one alone takes 13 s", took)
+		}
+	})
+}
+
 func TestAmongManyALiarIsFoundByItsBytes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 32*mib)

@@ -72,9 +72,11 @@ const (
 	turnLeast       = 20 * time.Millisecond
 	turnMost        = time.Second
 	// claimPatience is how long another machine's claim counts without progress; busyPatience while the
-	// uplink is busy, since its bytes may merely be waiting for others'.
+	// uplink is busy, since its bytes may merely be waiting for others'. A neighbour whose latest claim came to
+	// nothing gets idlerPatience until it has brought bytes.
 	claimPatience = 1500 * time.Millisecond
 	busyPatience  = 8 * time.Second
+	idlerPatience = 500 * time.Millisecond
 	// Progress is announced at most every tellEvery, after tellStep more bytes or after tellMost: all neighbours
 	// hear each other, and ask for what they hear of.
 	tellEvery = 40 * time.Millisecond
@@ -293,13 +295,17 @@ func (p *plan) moving(n Flying) bool {
 		p.claim.grown[n.Peer.ID()] = g
 	}
 	patience := claimPatience
-	if p.f.all.uplink.busy() {
+	name := peerSource{n.Peer}.name()
+	if _, idler := p.f.all.idlers.Load(name); idler && held == 0 {
+		patience = idlerPatience
+	} else if !idler && p.f.all.uplink.busy() {
 		patience = busyPatience
 	}
 	silent := now.Sub(g.at) >= patience
 	if silent && held == 0 && !g.told {
 		g.told = true
 		p.claim.grown[n.Peer.ID()] = g
+		p.f.all.idlers.Store(name, true)
 		n.Peer.Useless(fmt.Errorf("announced a NAR as on its way and had no byte of it for %v", patience))
 	}
 	return !silent

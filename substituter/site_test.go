@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/flurry-nix/flurry/binarycache"
 	"github.com/flurry-nix/flurry/verify"
 )
 
@@ -436,6 +437,37 @@ func TestAClaimHoldsAlthoughItsMakerIsLeftAlone(t *testing.T) {
 		o.fill(t)
 		if opens := o.upstreamOpens(); opens != 1 {
 			t.Errorf("the upstream was asked %d times", opens)
+		}
+	})
+}
+
+// Who announces what it does not bring is waited for once, and little from then on.
+func TestAClaimThatCameToNothingCostsTheNextOnesPatience(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, mib)
+		second := w.add("b", mib)
+		b := &bus{delay: time.Millisecond}
+		site, mute := b.join("me"), b.join("mute")
+		w.site = site
+		w.upstream("x", honest)
+		s := w.start()
+		site.server = s
+		for _, h := range []verify.StoreHash{w.path.Hash(), second.Hash()} {
+			mute.Tell(h.Digest(), Progress{Stage: StageFetching})
+		}
+		time.Sleep(time.Second)
+		start := time.Now()
+		w.wantNAR(get(s, w.narURL()))
+		if took := time.Since(start); took < claimPatience || took > claimPatience+300*time.Millisecond {
+			t.Errorf("the first NAR took %v, want what a claim is waited for, %v", took, claimPatience)
+		}
+		start = time.Now()
+		_, info := w.of(second.Hash())
+		if rec := get(s, binarycache.NARURL(second.Hash(), info.NarHash)); rec == nil || rec.Code != http.StatusOK {
+			t.Fatal("no second NAR")
+		}
+		if took := time.Since(start); took < idlerPatience || took > idlerPatience+300*time.Millisecond {
+			t.Errorf("the second NAR took %v, want %v", took, idlerPatience)
 		}
 	})
 }

@@ -167,14 +167,14 @@ func (p *plan) tailRun(src peerSource, busy spans) (span, bool) {
 }
 
 // endgame helps the leg that needs longest when nothing is missing that nobody brings: with half of what
-// it has left, or, when that is little, with the same bytes once more. mu is held.
-func (p *plan) endgame(l, victim *leg, now time.Time) *leg {
+// it has left, or, when that is little and still takes it longer than worth, with the same bytes once more. mu is held.
+func (p *plan) endgame(l, victim *leg, now time.Time, worth time.Duration) *leg {
 	if victim != nil {
 		return l.halve(victim)
 	}
 	for other := range p.f.legs {
 		n := other.end - other.pos
-		slow := float64(n)/other.rate(now) > stealTime.Seconds()
+		slow := float64(n)/other.rate(now) > worth.Seconds() && now.Sub(other.started) > worth
 		if other.src.fromPeer() && !other.double && !other.doubled && n > 0 && n < stealLeast && slow {
 			l.pos, l.end, l.double, other.doubled = other.pos, other.end, true, true
 			return l
@@ -192,7 +192,7 @@ func (p *plan) peersSuffice(now time.Time) bool {
 			return true // one is enough
 		}
 		_, whole := l.src.(peerSource)
-		atWork = atWork || whole && l.silent(now) <= l.src.patience()
+		atWork = atWork || whole && !l.hangs(now)
 	}
 	return atWork && !p.prefixing
 }
