@@ -212,6 +212,7 @@ const (
 	lanRate = 50e6 // bytes per second
 	wanRTT  = 30 * time.Millisecond
 	wanRate = 5e6
+	wanIdle = 10 * time.Second // what package upstream waits for a byte
 )
 
 func (p *peer) ID() string         { return p.other.id }
@@ -314,8 +315,9 @@ type body struct {
 	off    int
 	rate   float64
 	alive  func() bool
-	stopAt int  // 0: never
-	silent bool // there; else it breaks off
+	stopAt int           // 0: never
+	silent bool          // there; else it breaks off
+	idle   time.Duration // after which silence ends in an error; 0: never
 	once   sync.Once
 	closed chan struct{}
 }
@@ -336,9 +338,14 @@ func (b *body) Read(p []byte) (int, error) {
 		return 0, errGone
 	}
 	if n == 0 || !b.alive() { // a parted link is silent
+		var idle <-chan time.Time
+		if b.idle > 0 {
+			idle = time.After(b.idle)
+		}
 		select {
 		case <-b.closed:
 		case <-b.ctx.Done():
+		case <-idle:
 		}
 		return 0, errGone
 	}
@@ -464,5 +471,5 @@ func (c *central) NAR(ctx context.Context, v *verify.Verified, off int64) (subst
 		return nil, errGone
 	}
 	c.w.downloads.Add(1)
-	return &body{ctx: ctx, data: c.w.byHash[v.Path().Hash()].nar[off:], rate: wanRate, alive: c.w.answers, closed: make(chan struct{})}, nil
+	return &body{ctx: ctx, data: c.w.byHash[v.Path().Hash()].nar[off:], rate: wanRate, alive: c.w.answers, idle: wanIdle, closed: make(chan struct{})}, nil
 }
