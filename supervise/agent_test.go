@@ -18,6 +18,8 @@ import (
 	"syscall"
 	"testing"
 	"time"
+
+	"go.uber.org/goleak"
 )
 
 // The test binary is also the program under supervision: with FLURRY_TEST_DIR set it behaves as
@@ -26,7 +28,7 @@ func TestMain(m *testing.M) {
 	if dir := os.Getenv("FLURRY_TEST_DIR"); dir != "" {
 		os.Exit(agentMain(dir, os.Getenv("FLURRY_TEST_MODE"), os.Getenv("FLURRY_TEST_ADDR")))
 	}
-	os.Exit(m.Run())
+	goleak.VerifyTestMain(m)
 }
 
 func agentMain(dir, mode, addr string) int {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
+	"go.uber.org/goleak"
 
 	"github.com/flurry-nix/flurry/cmd/flurry/control"
 	"github.com/flurry-nix/flurry/doctor"
@@ -24,8 +25,22 @@ import (
 	"github.com/flurry-nix/flurry/verify"
 )
 
+// tidy fails the tests where they leave goroutines behind.
+type tidy struct{ *testing.M }
+
+func (m tidy) Run() int {
+	if status := m.M.Run(); status != 0 {
+		return status
+	}
+	if err := goleak.Find(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return 0
+}
+
 func TestMain(m *testing.M) {
-	testscript.Main(m, map[string]func(){"flurry": func() {
+	testscript.Main(tidy{m}, map[string]func(){"flurry": func() {
 		ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT)
 		defer stop()
 		app := &App{Version: "1.2.3", Commit: "abc", Secret: func() string { return "c2VjcmV0\n" }, Agent: func(_ context.Context, c AgentCall) error {
