@@ -85,6 +85,9 @@ func TestASlowLeaderIsOvertaken(t *testing.T) {
 
 // The same where nobody has seen what the uplink can do: it is tried.
 func TestALeaderThatMayBeSlowIsTried(t *testing.T) {
+	if testing.Short() {
+		t.Skip("takes half a minute under the race detector")
+	}
 	for _, slow := range []bool{false, true} {
 		synctest.Test(t, func(t *testing.T) {
 			o := newOffice(t, 3, 64*mib, behaviour{corrupt: -1, perRead: 62500 * time.Microsecond}) // 1 MiB/s
