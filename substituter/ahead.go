@@ -19,10 +19,9 @@ const (
 	aheadQueue     = 1 << 14 // references waiting to be asked for; more are left to Nix
 	askedMost      = 1 << 14 // paths that Nix asked about lately
 	askedFresh     = 10 * time.Minute
-	aheadNARs      = 6                      // NARs under way that Nix has not asked for yet
-	aheadTime      = 500 * time.Millisecond // that the uplink needs for what is under way; more would hold up what Nix waits for
-	aheadBytes     = 512 << 20              // bytes of NARs fetched or under way that Nix has not asked for yet
-	aheadAbandoned = 15 * time.Second       // without a request of Nix's the rest of a closure is not fetched
+	aheadNARs      = 6                // NARs under way that Nix has not asked for yet
+	aheadBytes     = 512 << 20        // bytes of NARs fetched or under way that Nix has not asked for yet
+	aheadAbandoned = 15 * time.Second // without a request of Nix's the rest of a closure is not fetched
 )
 
 // ahead works ahead of Nix. Nix asks all narinfos of a closure, then wants NARs, each only once its

@@ -256,8 +256,18 @@ func (a *flights) roomAhead(size int64) bool {
 		}
 		f.mu.Unlock()
 	}
-	enough := int64(a.uplink.rate() * aheadTime.Seconds())
+	enough := int64(a.uplink.rate() * a.aheadTime().Seconds())
 	return flying < aheadNARs && left < enough && (unread == 0 || unread+size <= aheadBytes)
+}
+
+// aheadTime is how long the uplink may need for what is under way when another NAR is begun ahead of Nix: for
+// this one's first byte to come before the last one's end. More would hold up what Nix waits for, as they share.
+func (a *flights) aheadTime() time.Duration {
+	up := a.finder.upstreams
+	if len(up) == 0 {
+		return aheadMost
+	}
+	return a.finder.records.of(a.finder.records.order(up, a.now())[0]).patience(2, aheadLeast, aheadMost)
 }
 
 // nudge says that something changed; it never blocks.

@@ -15,6 +15,8 @@ const (
 	hedgeMost       = 700 * time.Millisecond // and for a cache that was not asked yet
 	silenceLeast    = 500 * time.Millisecond // before another source of a NAR is started beside
 	silenceMost     = 2 * time.Second
+	aheadLeast      = 100 * time.Millisecond // that the uplink needs for what is under way when another NAR is fetched ahead
+	aheadMost       = 500 * time.Millisecond
 	troublePause    = 2 * time.Second // for a first trouble; it doubles with each in a row
 	troublePauseMax = time.Minute
 )
