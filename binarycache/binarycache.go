@@ -6,6 +6,7 @@
 package binarycache
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -147,11 +148,22 @@ func ServeNAR(w http.ResponseWriter, r *http.Request, content Content, patience 
 func writePieces(w http.ResponseWriter, r *http.Request, content Content, off, length int64, patience time.Duration) error {
 	var written int64
 	control := http.NewResponseController(w)
+	past, ok := w.(io.ReaderFrom)
+	if ok = ok && length >= pastBuffers; ok { // without its header an answer would be copied at its beginning
+		control.Flush()
+	}
 	for written < length {
 		if patience > 0 {
 			control.SetWriteDeadline(time.Now().Add(patience))
 		}
-		n, err := content.WriteRange(r.Context(), w, off+written, min(pieceSize, length-written))
+		p := &piece{r.Context(), content, off + written, min(pieceSize, length-written)}
+		var n int64
+		var err error
+		if ok {
+			n, err = past.ReadFrom(p)
+		} else {
+			n, err = p.WriteTo(w)
+		}
 		written += n
 		if err != nil {
 			return err
@@ -164,6 +176,38 @@ func writePieces(w http.ResponseWriter, r *http.Request, content Content, off, l
 		control.SetWriteDeadline(time.Time{})
 	}
 	return nil
+}
+
+// pastBuffers, bytes: NARs from this size on are written past net/http's buffers, which would cut each write
+// after a file that sendfile took in two.
+const pastBuffers = 64 << 10
+
+// piece is a part of a NAR on its way out. As an io.Reader it passes through net/http to the connection, which
+// takes it as an io.WriterTo.
+type piece struct {
+	ctx     context.Context
+	content Content
+	off     int64
+	left    int64 // bytes
+}
+
+// WriteTo implements io.WriterTo.
+func (p *piece) WriteTo(w io.Writer) (int64, error) {
+	n, err := p.content.WriteRange(p.ctx, w, p.off, p.left)
+	p.off, p.left = p.off+n, p.left-n
+	return n, err
+}
+
+// Read implements io.Reader, for what does not know WriterTo.
+func (p *piece) Read(b []byte) (int, error) {
+	if p.left == 0 {
+		return 0, io.EOF
+	}
+	b = b[:min(int64(len(b)), p.left)]
+	into := bytes.NewBuffer(b[:0])
+	n, err := p.content.WriteRange(p.ctx, into, p.off, int64(len(b)))
+	p.off, p.left = p.off+n, p.left-n
+	return int(n), err
 }
 
 // Range tells which part of a NAR of size bytes a request is for; length is 0 if there is no such part.

@@ -5,11 +5,12 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"sync/atomic"
 )
 
-// Trees of small files cost an open, a read and a close each, several times what sending them does. So two
-// goroutines read them, turn and turn about: while one writes its segment, the other reads the next. Only
-// while no other archive is written, lest they take turns with that.
+// Trees of small files cost an open, a read and a close each, several times what sending them does. So a helper
+// reads those that come next while others are written or sendfile has a large one. Only while no other archive
+// is written, as no processor is idle then.
 
 // segment is a part of the archive: bytes [from, to). One that is small is read as a whole before it is
 // written; of others each file is handed to the writer.
@@ -42,50 +43,105 @@ func (n *NAR) segments(off, end int64) (list []segment, smalls int) {
 	return list, smalls
 }
 
-// progress is handed from one to the other with the right to write.
-type progress struct {
-	written int64
-	err     error
+// readAhead is how many small segments, of up to bufSize bytes each, may wait for their turn to be written.
+const readAhead = 4
+
+// early is a small segment. Whoever takes it first reads it.
+type early struct {
+	segment
+	taken  atomic.Bool
+	done   chan struct{} // closed by the helper when it has read it
+	pooled *[]byte       // what it read, nil after an error
+	err    error
 }
 
-// writeInTurns writes the segments to w, in order.
-func (n *NAR) writeInTurns(ctx context.Context, w io.Writer, list []segment) (int64, error) {
-	turns := [2]chan progress{make(chan progress, 1), make(chan progress, 1)}
-	turns[0] <- progress{}
-	work := func(me int) {
-		s := n.newStream(ctx, w)
-		defer s.release()
-		for i := me; i < len(list); i += 2 {
-			var err error
-			s.pos, s.end = list[i].from, list[i].to
-			if list[i].small {
-				err = s.read()
-			}
-			p := <-turns[me]
-			if p.err == nil {
-				if err == nil {
-					err = s.run()
-				}
-				p = progress{p.written + s.written, err}
-				s.written = 0
-			}
-			turns[1-me] <- p
-			if p.err != nil {
-				return
-			}
+// writeAhead writes the segments to w, in order, while a helper reads small ones that come next.
+func (n *NAR) writeAhead(ctx context.Context, w io.Writer, list []segment) (written int64, err error) {
+	var smalls []*early
+	for _, g := range list {
+		if g.small {
+			smalls = append(smalls, &early{segment: g, done: make(chan struct{})})
 		}
 	}
-	var other sync.WaitGroup
-	other.Go(func() { work(1) })
-	work(0)
-	other.Wait()
-	var p progress
-	select {
-	case p = <-turns[0]:
-	case p = <-turns[1]:
+	room, stop := make(chan struct{}, readAhead), make(chan struct{})
+	var helper sync.WaitGroup
+	helper.Go(func() { n.help(ctx, smalls, room, stop) })
+	s := n.newStream(ctx, w)
+	defer func() {
+		close(stop)
+		helper.Wait()
+		for _, e := range smalls { // what was read in vain, after an error
+			e.release()
+		}
+		s.release()
+	}()
+	next := 0 // of smalls
+	for _, g := range list {
+		s.pos, s.end = g.from, g.to
+		if !g.small {
+			err = s.run()
+		} else {
+			err = s.take(smalls[next], room)
+			next++
+		}
+		if err != nil {
+			return s.written, fmt.Errorf("NAR of %s: %w", n.root, err)
+		}
 	}
-	if p.err != nil {
-		return p.written, fmt.Errorf("NAR of %s: %w", n.root, p.err)
+	return s.written, nil
+}
+
+// take writes a small segment.
+func (s *stream) take(e *early, room <-chan struct{}) error {
+	if e.taken.CompareAndSwap(false, true) {
+		return s.run()
 	}
-	return p.written, nil
+	<-e.done
+	<-room
+	if e.err != nil {
+		return e.err
+	}
+	own := s.buf
+	s.buf = *e.pooled
+	err := s.flush()
+	s.buf = own
+	e.release()
+	return err
+}
+
+func (e *early) release() {
+	if e.pooled != nil {
+		buffers.Put(e.pooled)
+		e.pooled = nil
+	}
+}
+
+// help reads small segments that nobody has taken, until there are no more or stop is closed.
+func (n *NAR) help(ctx context.Context, smalls []*early, room chan<- struct{}, stop <-chan struct{}) {
+	s := n.newStream(ctx, nil)
+	defer s.release()
+	for i := 0; i < len(smalls); i++ {
+		select {
+		case <-stop:
+			return
+		case room <- struct{}{}:
+		}
+		for i < len(smalls) && !smalls[i].taken.CompareAndSwap(false, true) {
+			i++
+		}
+		if i == len(smalls) {
+			return
+		}
+		e := smalls[i]
+		s.pos, s.end = e.from, e.to
+		if e.err = s.read(); e.err != nil {
+			close(e.done)
+			return
+		}
+		*s.pooled = s.buf
+		e.pooled = s.pooled
+		s.pooled = buffers.Get().(*[]byte)
+		s.buf = (*s.pooled)[:0]
+		close(e.done)
+	}
 }

@@ -45,7 +45,7 @@ func (n *NAR) WriteRange(ctx context.Context, w io.Writer, off, length int64) (i
 	defer underWay.Add(-1)
 	if alone := underWay.Add(1) == 1; alone && length > bufSize && runtime.GOMAXPROCS(0) > 1 {
 		if list, smalls := n.segments(off, off+length); smalls > 1 {
-			return n.writeInTurns(ctx, w, list)
+			return n.writeAhead(ctx, w, list)
 		}
 	}
 	s := n.newStream(ctx, w)
@@ -71,7 +71,7 @@ func (s *stream) release() {
 	buffers.Put(s.pooled)
 }
 
-// stream is a WriteRange under way, or one of the two that share it. Invariant: pos is the archive offset
+// stream is a WriteRange under way, or the helper of one. Invariant: pos is the archive offset
 // after what is in buf.
 type stream struct {
 	*NAR

@@ -5,6 +5,7 @@ package main
 import (
 	"crypto/sha256"
 	"fmt"
+	"time"
 
 	"github.com/flurry-nix/flurry/verify"
 )
@@ -21,8 +22,18 @@ func localRows() []row {
 
 // contender is one side of a comparison.
 type contender struct {
-	name string
-	addr string
+	name   string
+	addr   string
+	server *server
+}
+
+// costs measures what the contender's processes use of the processors, too, per GB of n bytes.
+func (res *result) costs(x contender, series string, n int64, run func() (time.Duration, error)) error {
+	used := x.server.cpu()
+	d, err := run()
+	res.sample(series, "s", d.Seconds())
+	res.sample(series+": CPU", "s/GB", (x.server.cpu()-used).Seconds()/(float64(n)/1e9))
+	return err
 }
 
 // servers starts nginx, an agent and, if there is one, harmonia on the same corpus and warms them up.
@@ -42,9 +53,10 @@ func (b *bench) servers(name string) (c *corpus, all []contender, stop func(), e
 	}{
 		{"nginx", func() (*server, error) { return b.nginx(c.static()) }},
 		{"flurry", func() (*server, error) { return b.agent(agentConfig{store: c}) }},
+		{"before", func() (*server, error) { return b.agent(agentConfig{store: c, binary: b.before}) }},
 		{"harmonia", func() (*server, error) { return b.harmonia(c) }},
 	} {
-		if x.name == "harmonia" && b.harmoniaBinary == "" {
+		if x.name == "harmonia" && b.harmoniaBinary == "" || x.name == "before" && b.before == "" {
 			continue
 		}
 		s, err := x.start()
@@ -53,7 +65,7 @@ func (b *bench) servers(name string) (c *corpus, all []contender, stop func(), e
 			return nil, nil, nil, err
 		}
 		started = append(started, s)
-		all = append(all, contender{x.name, s.addr})
+		all = append(all, contender{x.name, s.addr, s})
 	}
 	names, sizes := c.nars()
 	for _, x := range all {
@@ -148,7 +160,7 @@ func absentRow(b *bench) (*result, error) {
 		names = append(names, h.String()+".narinfo")
 	}
 	res := &result{}
-	err = b.turns(append(all, contender{"net/http", addr}), func(x contender) error {
+	err = b.turns(append(all, contender{name: "net/http", addr: addr}), func(x contender) error {
 		if _, err := fetch(x.addr, 4, 1, names, 404, nil); err != nil {
 			return err
 		}
@@ -183,9 +195,7 @@ func narsRow(b *bench) (*result, error) {
 	for _, n := range []int{1, 4, 16} {
 		series := func(x string) string { return fmt.Sprintf("%s, %d connections", x, n) }
 		err = b.turns(all, func(x contender) error {
-			d, err := fetch(x.addr, n, 1, names, 200, sizes)
-			res.sample(series(x.name), "s", d.Seconds())
-			return err
+			return res.costs(x, series(x.name), c.bytes(), func() (time.Duration, error) { return fetch(x.addr, n, 1, names, 200, sizes) })
 		})
 		if err != nil {
 			return nil, err
@@ -231,9 +241,7 @@ func (b *bench) simple(name string, conns int) (*result, error) {
 	res := &result{}
 	names, sizes := c.nars()
 	err = b.turns(all, func(x contender) error {
-		d, err := fetch(x.addr, conns, 1, names, 200, sizes)
-		res.sample(x.name+", "+name, "s", d.Seconds())
-		return err
+		return res.costs(x, x.name+", "+name, c.bytes(), func() (time.Duration, error) { return fetch(x.addr, conns, 1, names, 200, sizes) })
 	})
 	if err == nil {
 		res.timesOf(all, ", "+name)

@@ -41,6 +41,7 @@ type bench struct {
 	key    *signer
 
 	harmoniaBinary string // harmonia-cache, for comparison; "" for none
+	before         string // an older flurry, for comparison; "" for none
 }
 
 func rows() []row {
@@ -75,6 +76,7 @@ func run() error {
 	flag.StringVar(&b.dir, "dir", filepath.Join(cache, "flurry-lab", "bench"), "where corpora are made and kept, about 30 GiB with every row")
 	flag.StringVar(&b.flurry, "flurry", "bin/flurry", "the binary to measure")
 	flag.StringVar(&b.harmoniaBinary, "harmonia", os.Getenv("HARMONIA"), "a harmonia-cache to measure beside it; default $HARMONIA")
+	flag.StringVar(&b.before, "before", os.Getenv("BEFORE"), "another flurry to measure beside it in the rows of local serving; default $BEFORE")
 	flag.Parse()
 	chosen, err := choose(rows(), only)
 	if err != nil {

@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -147,6 +148,7 @@ type agentConfig struct {
 	static   string  // a peer's multiaddr
 	dir      string  // state of an earlier one; "" makes a new one
 	env      []string
+	binary   string // "" for the one that is measured
 
 	cacheSize int64 // bytes, where that is more than the default
 }
@@ -209,7 +211,7 @@ func (b *bench) agentNow(cfg agentConfig) (*server, error) {
 		return nil, err
 	}
 	env := append([]string{"HOME=" + dir, "STATE_DIRECTORY=", "RUNTIME_DIRECTORY=" + dir}, cfg.env...)
-	return b.launch(dir, addr, env, b.flurry, "agent", "--config", conf)
+	return b.launch(dir, addr, env, cmp.Or(cfg.binary, b.flurry), "agent", "--config", conf)
 }
 
 // emptyUpstream is a central cache that has nothing; it lives as long as this process.

@@ -58,7 +58,7 @@ func upstreamRow(b *bench) (*result, error) {
 		res.sample(series+", p99", "ms", quantile(all, 0.99))
 		return nil
 	}
-	err = b.turns([]contender{{"nginx", up.addr}, {"through Go's reverse proxy", proxy}, {name: "through flurry"}}, func(x contender) error {
+	err = b.turns([]contender{{name: "nginx", addr: up.addr}, {name: "through Go's reverse proxy", addr: proxy}, {name: "through flurry"}}, func(x contender) error {
 		if x.addr == "" { // one that knows nothing yet
 			f, err := b.agent(agentConfig{upstream: up.addr})
 			if err != nil {
