@@ -24,10 +24,13 @@ const (
 	maxHeldSpans  = 32                   // ranges in one announcement
 	maxFlightBody = 256 << 10            // bytes of a frame
 	flightGather  = 4 * time.Millisecond // announcements come in bursts: one frame for many
-	flightRate    = 512 << 10            // bytes a second of announcements from one peer, in the long run
-	flightBurst   = 4 << 20
-	flightOpening = 10 * time.Second
-	tombstoneLife = time.Minute // how long "nothing more to tell" is kept for slow readers
+	// What need not be told at once waits for flightLazy for each peer that is told, flightLazyMost at most: all tell all.
+	flightLazy     = 10 * time.Millisecond
+	flightLazyMost = 250 * time.Millisecond
+	flightRate     = 512 << 10 // bytes a second of announcements from one peer, in the long run
+	flightBurst    = 4 << 20
+	flightOpening  = 10 * time.Second
+	tombstoneLife  = time.Minute // how long "nothing more to tell" is kept for slow readers
 )
 
 var errFlights = errors.New("malformed announcement of NARs on their way")
@@ -51,7 +54,8 @@ type flightBoard struct {
 	mu      sync.Mutex
 	version int64
 	own     map[uint64]ownFlight
-	news    chan struct{} // closed when own changes
+	news    chan struct{} // closed when what changed is to be told
+	later   bool          // it will be closed soon
 	theirs  map[uint64]map[*Peer]Progress
 	counts  map[*Peer]int            // entries in theirs
 	waiting map[uint64]chan struct{} // closed when theirs of that key changes
@@ -74,9 +78,10 @@ func newFlightBoard() *flightBoard {
 	}
 }
 
-// Tell announces this machine's progress with a publicly signed NAR to all peers.
-func (h *Host) Tell(d verify.PathDigest, p Progress) {
-	b, key := h.board, d.Key()
+// Tell announces this machine's progress with a publicly signed NAR to all peers; unless at once, together with
+// what else there is to tell within a quarter of a second.
+func (h *Host) Tell(d verify.PathDigest, p Progress, atOnce bool) {
+	b, key, peers := h.board, d.Key(), h.Neighbours()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	b.version++
@@ -84,8 +89,31 @@ func (h *Host) Tell(d verify.PathDigest, p Progress) {
 	if p.Stage == 0 {
 		delete(b.waiting, key)
 	}
+	if atOnce {
+		b.publish()
+	} else {
+		b.publishLater(peers)
+	}
+}
+
+// publish lets peers be told of what changed; mu is held.
+func (b *flightBoard) publish() {
 	close(b.news)
 	b.news = make(chan struct{})
+}
+
+// publishLater does so after a while that depends on how many peers there are; mu is held.
+func (b *flightBoard) publishLater(peers int) {
+	if b.later {
+		return
+	}
+	b.later = true
+	time.AfterFunc(min(flightLazy*time.Duration(peers), flightLazyMost), func() {
+		b.mu.Lock()
+		defer b.mu.Unlock()
+		b.later = false
+		b.publish()
+	})
 }
 
 // Flying returns what connected peers that mostly keep their word told of a NAR.
@@ -144,13 +172,12 @@ func (h *Host) Spread() time.Duration {
 // Fetched tells peers how many bytes of public NARs this machine got from
 // central caches since it started. It returns how many peers got while they were connected.
 func (h *Host) Fetched(own int64) int64 {
-	b := h.board
+	b, peers := h.board, h.Neighbours()
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	if own != b.fetched {
 		b.fetched = own
-		close(b.news)
-		b.news = make(chan struct{})
+		b.publishLater(peers)
 	}
 	return b.byOthers
 }

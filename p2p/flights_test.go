@@ -25,11 +25,11 @@ func TestNeighboursHearOfNARsOnTheirWay(t *testing.T) {
 	}
 	news := b.News(d)
 	for _, p := range []Progress{{1, nil}, {2, [][2]int64{{0, 10}, {1 << 20, 2 << 20}}}, {}} {
-		a.Tell(d, p)
+		a.Tell(d, p, true)
 		eventually(t, "heard", heard(p))
 	}
 	<-news
-	a.Tell(d, Progress{Stage: 3})
+	a.Tell(d, Progress{Stage: 3}, true)
 	eventually(t, "heard again", heard(Progress{Stage: 3}))
 	b.host.Network().ClosePeer(a.host.ID())
 	eventually(t, "after a new connection", func() bool { return b.Neighbours() == 1 && heard(Progress{Stage: 3})() })
@@ -39,7 +39,7 @@ func TestWhoLeavesIsNoLongerFlying(t *testing.T) {
 	a := startHost(t, newFakeCatalog())
 	b := startHost(t, newFakeCatalog(), whereIs(a, true))
 	d := verify.StoreHash{1}.Digest()
-	a.Tell(d, Progress{Stage: 2})
+	a.Tell(d, Progress{Stage: 2}, true)
 	eventually(t, "heard", func() bool { return len(b.Flying(d)) == 1 })
 	p := b.Flying(d)[0].Peer
 	b.board.forget(p)

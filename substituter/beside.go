@@ -196,7 +196,7 @@ func (p *plan) tooSlow() bool {
 	}
 	upstream, room := p.f.all.uplink.estimate(p.f.wireSize())
 	p.f.mu.Lock()
-	got, size := p.f.held(), p.f.v.NarSize()
+	got, size := p.f.held()+p.unasked(), p.f.v.NarSize()
 	p.f.mu.Unlock()
 	rate := float64(max(got, 1)) / elapsed.Seconds()
 	left := time.Duration(float64(size-got) / rate * float64(time.Second))

@@ -23,10 +23,12 @@ const (
 	// tailHeld is how many of the last bytes wait for the verdict on the whole, so that no reader can take
 	// a wrong NAR for a finished one.
 	tailHeld = 4 << 10
-	// pollEvery is how often a flight looks for silence and for new sources, pollSwarm where chunks are judged.
+	// pollEvery is how often a flight looks for silence and for new sources, pollSwarm where chunks are judged,
+	// pollIdle where a neighbour fetches and there is nothing to ask it for.
 	pollEvery = 50 * time.Millisecond
 	pollSwarm = 25 * time.Millisecond
-	// newsEvery bounds how often it does so for what neighbours tell.
+	pollIdle  = 250 * time.Millisecond
+	// newsEvery bounds how often it does so for what neighbours tell; with many neighbours it is longer.
 	newsEvery = 10 * time.Millisecond
 	// hashStep is how much is read back from a spool file at once to be hashed.
 	hashStep = 1 << 20
@@ -292,13 +294,20 @@ func (f *flight) fill(ctx context.Context, p *plan) error {
 	defer cancel()
 	judging.Go(func() { verdict <- f.follow(working, p.wrong) })
 	for {
+		news := p.news() // from now on, so that what is told while sources are chosen counts
 		if err := p.repair(ctx); err != nil {
 			return err
 		}
 		if err := p.advance(ctx, start, running); err != nil {
 			return err
 		}
-		wait, news := p.next()
+		wait, listen := p.next(running)
+		if news == nil {
+			news = p.news() // it has only now made a claim
+		}
+		if !listen {
+			news = nil
+		}
 		select {
 		case err := <-verdict:
 			return err

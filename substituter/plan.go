@@ -53,6 +53,7 @@ type plan struct {
 	wholes  int
 	suspect map[string]spans
 	heard   time.Time // of the latest news that ended a wait
+	whole   bool      // neighbours that are still fetching are asked for whole chunks only
 	try     try       // whether the central cache beside a neighbour pays
 }
 
@@ -149,12 +150,12 @@ func (p *plan) advance(ctx context.Context, start func(*leg), running int) error
 	finished, silence := p.f.look()
 	if finished {
 		p.dismiss()
-		p.tell(false)
+		p.tell()
 		return nil
 	}
 	begun := false
 	p.schedule(ctx, func(l *leg) { begun = true; start(l) })
-	p.tell(false)
+	p.tell()
 	if running == 0 && !begun && !p.waiting() && !p.another() {
 		return p.failure()
 	}
@@ -175,6 +176,7 @@ func (p *plan) schedule(ctx context.Context, start func(*leg)) {
 	p.yield()
 	p.weigh(false)
 	p.near = p.flying()
+	p.waitForChunks()
 	p.mindFar()
 	p.sources = p.candidates()
 	p.seekChain(ctx)
@@ -214,11 +216,12 @@ func (p *plan) assign(src source) *leg {
 		return nil
 	}
 	if part, ok := src.(partialSource); ok {
-		run, ok := pickPartial(part, busy, p.near)
+		run, ok := pickPartial(part, busy, p.near, f.v.NarSize(), p.whole)
 		l.pos, l.end = run.from, run.to
 		if !ok {
 			return nil
 		}
+		p.claim.waited = now
 		return l
 	}
 	if src, ok := src.(farSource); ok {

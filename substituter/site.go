@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"github.com/flurry-nix/flurry/verify"
@@ -20,8 +21,8 @@ type Site interface {
 	IDs() []string   // theirs
 	// Spread is about how long it takes until what is told was answered by all.
 	Spread() time.Duration
-	// Tell announces how far this machine is with a NAR.
-	Tell(d verify.PathDigest, p Progress)
+	// Tell announces how far this machine is with a NAR; unless now is set, together with what is told next.
+	Tell(d verify.PathDigest, p Progress, now bool)
 	// Fetched tells how many bytes of public NARs this machine has got from central caches since it
 	// started, and returns how many neighbours got while they were neighbours.
 	Fetched(own int64) int64
@@ -83,8 +84,11 @@ const (
 	tellStep  = 256 << 10
 	tellMost  = 500 * time.Millisecond // well below claimPatience
 	tellMany  = 8                      // neighbours; with more, the first two grow in proportion
-	// partialRun is how much is asked of a machine that itself is still fetching, at once.
+	// partialRun is how much is asked of a machine that itself is still fetching, at once. A follower asks for
+	// whole chunks, or for what there is once it has waited pieceWait: each request costs both sides
+	// processor time, and its Nix sees nothing before the whole is verified.
 	partialRun = 2 * verify.ChunkSize
+	pieceWait  = 2 * time.Second
 )
 
 // claim is how a plan stands to the central cache.
@@ -95,7 +99,8 @@ type claim struct {
 	told    time.Time
 	toldSum int64
 	turn    time.Time       // before it a NAR that is fetched ahead is left to others; zero: not reckoned yet
-	offered time.Time       // since when a leader has bytes that are missing here; zero: it has none
+	offered time.Time       // since when a leader has bytes that may be asked for; zero: it has none
+	waited  time.Time       // since when a neighbour has bytes that are missing here, and none was asked for; zero: not so
 	beside  bool            // the central cache is asked although a neighbour has claimed the NAR
 	ignored map[string]bool // neighbours whose claims came to nothing, by id
 }
@@ -131,23 +136,33 @@ func (p *plan) news() <-chan struct{} {
 	return nil
 }
 
-// next returns how long to wait until sources are looked for again at the latest, and what ends it earlier.
-func (p *plan) next() (wait time.Duration, news <-chan struct{}) {
+// next returns how long to wait until sources are looked for again at the latest, and whether news end it
+// earlier; running legs are under way.
+func (p *plan) next(running int) (wait time.Duration, news bool) {
 	if s := p.site(); s != nil && p.claim.stage == StageClaiming {
 		if left := p.settle(s) - time.Since(p.claim.at); left > 0 {
-			return min(left, pollEvery), p.news()
+			return min(left, pollEvery), true
 		}
 	}
 	if left := time.Until(p.claim.turn); p.claim.stage == StageNone && left > 0 {
-		return min(left, pollEvery), nil
+		return min(left, pollEvery), false
 	}
-	if since := time.Since(p.heard); since < newsEvery {
-		return newsEvery - since, nil
+	every := newsEvery
+	if s := p.site(); s != nil {
+		every = newsEvery * time.Duration(max(s.Neighbours(), tellMany)) / tellMany
 	}
-	if p.tail {
-		return pollSwarm, p.news()
+	if since := time.Since(p.heard); since < every {
+		return every - since, false
 	}
-	return pollEvery, p.news()
+	switch {
+	case p.tail:
+		return pollSwarm, true
+	case p.claim.stage == StageFetching && running <= 1: // it needs nothing of what the others tell at once
+		return pollEvery, false
+	case p.claim.stage == StageFollowing && running == 0:
+		return pollIdle, true
+	}
+	return pollEvery, true
 }
 
 // waiting tells whether it is right to have no leg now: a claim settles, or a neighbour is about to have
@@ -246,19 +261,69 @@ func (p *plan) silentFor(leader *Flying) bool {
 	return min(silence, time.Since(p.claim.offered)) > patience
 }
 
-// offers tells whether a neighbour has bytes that are missing here.
+// offers tells whether a neighbour has bytes that would be asked for now.
 func (p *plan) offers(n *Flying) bool {
 	if n.Stage == StageLanded || p.lone { // then nothing is read from those that are still fetching
 		return n.Stage == StageLanded
 	}
 	p.f.mu.Lock()
 	defer p.f.mu.Unlock()
+	return p.missing(n, p.whole)
+}
+
+// missing tells whether a neighbour has bytes that are not here; with whole, up to the end of their chunk.
+// flight.mu is held.
+func (p *plan) missing(n *Flying, whole bool) bool {
+	size := p.f.v.NarSize()
 	for _, h := range n.Held {
-		if _, missing := p.f.written.gap(h[0], min(h[1], p.f.v.NarSize())); missing {
-			return true
+		for at, to := max(0, h[0]), min(h[1], size); at < to; {
+			g, ok := p.f.written.gap(at, to)
+			if !ok {
+				break
+			}
+			if !whole || g.to < to || g.to >= chunkEnd(g.from, size) {
+				return true
+			}
+			at = g.to
 		}
 	}
 	return false
+}
+
+// chunkEnd is where the chunk with byte at ends, in a NAR of size bytes.
+func chunkEnd(at, size int64) int64 { return min(at-at%verify.ChunkSize+verify.ChunkSize, size) }
+
+// waitForChunks decides whether a follower waits until neighbours have whole chunks: not if that took long, or
+// if the question is how quick they are.
+func (p *plan) waitForChunks() {
+	p.whole = false
+	if p.claim.stage != StageFollowing || !p.try.since.IsZero() {
+		p.claim.waited = time.Time{}
+		return
+	}
+	p.f.mu.Lock()
+	defer p.f.mu.Unlock()
+	if !slices.ContainsFunc(p.near, func(n Flying) bool { return !n.Suspect && p.missing(&n, false) }) {
+		p.claim.waited = time.Time{}
+	} else if p.claim.waited.IsZero() {
+		p.claim.waited = time.Now()
+	}
+	p.whole = p.claim.waited.IsZero() || time.Since(p.claim.waited) < pieceWait
+}
+
+// unasked is how many bytes of a chunk that is not whole yet some neighbour has, while that is waited for.
+func (p *plan) unasked() (most int64) {
+	if !p.whole {
+		return 0
+	}
+	for _, n := range p.near {
+		for _, h := range n.Held {
+			if n.Stage != StageLanded && h[1] < p.f.v.NarSize() {
+				most = max(most, min(h[1]%verify.ChunkSize, h[1]-h[0]))
+			}
+		}
+	}
+	return most
 }
 
 // leader returns a neighbour whose claim comes before ours, or that has it all already; nil if there is none.
@@ -316,30 +381,42 @@ func (p *plan) enter(stage Stage) {
 		return
 	}
 	p.claim.stage, p.claim.at = stage, time.Now()
-	p.tell(true)
+	// Nobody waits for what a follower does, nor for a second machine that has it all.
+	landed := func(n Flying) bool { return n.Stage == StageLanded }
+	p.announce(stage != StageFollowing && !(stage == StageLanded && slices.ContainsFunc(p.flying(), landed)))
 }
 
-// tell announces progress, if there was enough since the last time or it is forced.
-func (p *plan) tell(force bool) {
+// tell announces progress, if there was enough since the last time.
+func (p *plan) tell() {
 	s := p.site()
 	if s == nil || p.claim.stage == StageNone {
 		return
 	}
 	many, since := max(s.Neighbours(), tellMany), time.Since(p.claim.told)
-	if !force && since < time.Duration(many)*tellEvery/tellMany {
+	if since < time.Duration(many)*tellEvery/tellMany {
+		return
+	}
+	p.f.mu.Lock()
+	_, sum := p.f.heldRanges()
+	p.f.mu.Unlock()
+	if grown := sum - p.claim.toldSum; grown == 0 || grown < int64(many)*tellStep/tellMany && since < tellMost {
+		return
+	}
+	p.announce(false)
+}
+
+// announce tells the neighbours how far this machine is, at once if now is set.
+func (p *plan) announce(now bool) {
+	s := p.site()
+	if s == nil || p.claim.stage == StageNone {
 		return
 	}
 	p.f.mu.Lock()
 	held, sum := p.f.heldRanges()
-	p.f.mu.Unlock()
-	if grown := sum - p.claim.toldSum; !force && (grown == 0 || grown < int64(many)*tellStep/tellMany && since < tellMost) {
-		return
-	}
-	p.claim.told, p.claim.toldSum = time.Now(), sum
-	p.f.mu.Lock()
 	p.f.told = true
 	p.f.mu.Unlock()
-	s.Tell(p.digest, Progress{p.claim.stage, held})
+	p.claim.told, p.claim.toldSum = time.Now(), sum
+	s.Tell(p.digest, Progress{p.claim.stage, held}, now)
 }
 
 // heldRanges returns what can be had from this flight; mu is held.
@@ -354,7 +431,7 @@ func (f *flight) heldRanges() (held [][2]int64, sum int64) {
 // untell takes an announcement back; mu is held.
 func (f *flight) untell() {
 	if f.told && f.all.site != nil {
-		f.all.site.Tell(f.hash.Digest(), Progress{})
+		f.all.site.Tell(f.hash.Digest(), Progress{}, f.err != nil)
 		f.told = false
 	}
 }
@@ -377,9 +454,10 @@ type partialSource struct {
 
 func (s partialSource) convict(err error) { s.Flaky(err) }
 
-// pickPartial chooses a run of bytes that src holds and nobody brings yet: the rarest among the
-// neighbours, at random among equals, so that neighbours soon have different parts to exchange.
-func pickPartial(src partialSource, busy spans, flying []Flying) (span, bool) {
+// pickPartial chooses a run of bytes, of a NAR of size bytes, that src holds and nobody brings yet: the rarest
+// among the neighbours, at random among equals, so that neighbours soon have different parts to exchange. With
+// whole it ends where a chunk does, or where somebody brings the next byte.
+func pickPartial(src partialSource, busy spans, flying []Flying, size int64, whole bool) (span, bool) {
 	type option struct {
 		span
 		holders int
@@ -393,8 +471,12 @@ func pickPartial(src partialSource, busy spans, flying []Flying) (span, bool) {
 				break
 			}
 			for from := g.from; from < g.to; {
-				to := min(from-from%verify.ChunkSize+verify.ChunkSize, g.to)
+				end := chunkEnd(from, size)
+				to := min(end, g.to)
 				o := option{span{from, to}, holders(flying, from), rand.Uint32()}
+				if unfinished := to < end && to == h.to; unfinished && whole {
+					break
+				}
 				if best == nil || cmp.Or(cmp.Compare(o.holders, best.holders), cmp.Compare(o.tie, best.tie)) < 0 {
 					best = &o
 				}
@@ -409,7 +491,11 @@ func pickPartial(src partialSource, busy spans, flying []Flying) (span, bool) {
 	if g, ok := busy.gap(best.from, best.from+partialRun); ok { // go on while it is missing and held
 		for _, h := range src.held {
 			if h.from <= best.from && best.from < h.to {
-				best.to = min(g.to, h.to)
+				to := min(g.to, h.to)
+				if whole && to == h.to && to < size {
+					to -= to % verify.ChunkSize
+				}
+				best.to = max(best.to, to)
 			}
 		}
 	}

@@ -87,12 +87,16 @@ func (s *busSite) Fetched(own int64) (others int64) {
 	return others
 }
 
-func (s *busSite) Tell(d verify.PathDigest, p Progress) {
+func (s *busSite) Tell(d verify.PathDigest, p Progress, now bool) {
 	s.mu.Lock()
 	s.sent++
 	number := s.sent
 	s.mu.Unlock()
-	time.AfterFunc(s.bus.delay, func() {
+	delay := s.bus.delay
+	if !now {
+		delay += 50 * time.Millisecond
+	}
+	time.AfterFunc(delay, func() {
 		s.mu.Lock()
 		if number > s.arrived[d] { // messages keep their order
 			s.told[d], s.arrived[d] = p, number

@@ -191,8 +191,8 @@ func (s site) Fetched(own int64) int64 { return s.host.Fetched(own) }
 
 func (s site) Spread() time.Duration { return s.host.Spread() }
 
-func (s site) Tell(d verify.PathDigest, p substituter.Progress) {
-	s.host.Tell(d, p2p.Progress{Stage: uint8(p.Stage), Held: p.Held})
+func (s site) Tell(d verify.PathDigest, p substituter.Progress, now bool) {
+	s.host.Tell(d, p2p.Progress{Stage: uint8(p.Stage), Held: p.Held}, now)
 }
 
 func (s site) Flying(d verify.PathDigest) []substituter.Flying {

@@ -65,7 +65,7 @@ func newWorld(t *testing.T, rnd *rand.Rand) *world {
 		w.byHash[o.path.Hash()], w.byKey[o.path.Hash().Digest()] = o, o
 	}
 	for i := range agents {
-		a := &agent{w: w, id: fmt.Sprintf("agent-%03d", i), side: rnd.IntN(2), store: map[verify.StoreHash]*object{}, told: map[verify.PathDigest]substituter.Progress{},
+		a := &agent{w: w, id: fmt.Sprintf("agent-%03d", i), side: rnd.IntN(2), store: map[verify.StoreHash]*object{}, told: map[verify.PathDigest]substituter.Progress{}, arrived: map[verify.PathDigest]int{},
 			news: map[verify.PathDigest]chan struct{}{}, banned: map[string]error{}, resting: map[string]time.Time{}, failures: map[string]int{}}
 		if i%10 == 9 { // a tenth lies
 			a.lie = 1 + lie(rnd.IntN(int(lies)-1))

@@ -95,6 +95,8 @@ type agent struct {
 	ended    chan error
 	store    map[verify.StoreHash]*object
 	told     map[verify.PathDigest]substituter.Progress
+	sent     int                       // announcements
+	arrived  map[verify.PathDigest]int // the latest that came, by its number
 	news     map[verify.PathDigest]chan struct{}
 	banned   map[string]error
 	resting  map[string]time.Time
@@ -388,13 +390,22 @@ func (s *site) IDs() (out []string) {
 	return out
 }
 
-func (s *site) Tell(d verify.PathDigest, p substituter.Progress) {
-	time.AfterFunc(lanRTT, func() {
+func (s *site) Tell(d verify.PathDigest, p substituter.Progress, now bool) {
+	delay := lanRTT
+	if !now {
+		delay += min(time.Duration(s.Neighbours())*10*time.Millisecond, 250*time.Millisecond) // as the agents' transport does
+	}
+	s.mu.Lock()
+	s.sent++
+	number := s.sent
+	s.mu.Unlock()
+	time.AfterFunc(delay, func() {
 		s.mu.Lock()
-		if !s.up {
+		if !s.up || number < s.arrived[d] { // what was told later came before
 			s.mu.Unlock()
 			return
 		}
+		s.arrived[d] = number
 		if s.told[d] = p; p.Stage == substituter.StageNone {
 			delete(s.told, d)
 		}
