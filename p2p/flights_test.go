@@ -35,6 +35,31 @@ func TestNeighboursHearOfNARsOnTheirWay(t *testing.T) {
 	eventually(t, "after a new connection", func() bool { return b.Neighbours() == 1 && heard(Progress{Stage: 3})() })
 }
 
+func TestWhatNobodyWaitsForIsToldTogether(t *testing.T) {
+	h := &Host{board: newFlightBoard()}
+	_, _, news := h.board.since(0)
+	h.Tell(verify.PathDigest{1}, Progress{Stage: 2}, false)
+	h.Tell(verify.PathDigest{2}, Progress{Stage: 2}, false)
+	eventually(t, "told", func() bool { return isClosed(news) })
+	bodies, version, news := h.board.since(0)
+	if len(bodies) != 1 || version != 2 || isClosed(news) {
+		t.Errorf("%d frames up to version %d, and more: %v", len(bodies), version, isClosed(news))
+	}
+	h.Tell(verify.PathDigest{3}, Progress{Stage: 1}, true)
+	if !isClosed(news) {
+		t.Error("what is told at once waits")
+	}
+}
+
+func isClosed(ch <-chan struct{}) bool {
+	select {
+	case <-ch:
+		return true
+	default:
+		return false
+	}
+}
+
 func TestWhoLeavesIsNoLongerFlying(t *testing.T) {
 	a := startHost(t, newFakeCatalog())
 	b := startHost(t, newFakeCatalog(), whereIs(a, true))

@@ -62,7 +62,8 @@ type Flying struct {
 }
 
 const (
-	// A claim waits for others of the same moment for as long as announcements take, within these bounds.
+	// A claim waits for others of the same moment for as long as announcements take, within these bounds, of which
+	// the upper one grows with the number of neighbours as tellEvery does.
 	settleLeast = 15 * time.Millisecond
 	settleMost  = 150 * time.Millisecond
 	// A NAR that is fetched ahead nobody waits for. Its claim waits settleAhead times as long; and since all
@@ -215,7 +216,7 @@ func (p *plan) settle(s Site) time.Duration {
 	if p.f.ahead() {
 		return min(settleAhead*d, settleAheadMost)
 	}
-	return min(d, settleMost)
+	return min(d, settleMost*time.Duration(max(s.Neighbours(), tellMany))/tellMany)
 }
 
 // outOfTurn tells whether a NAR that is fetched ahead is better left to a neighbour that ranks before this

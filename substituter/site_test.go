@@ -35,6 +35,7 @@ type busSite struct {
 	sent    int
 	arrived map[verify.PathDigest]int
 	news    map[verify.PathDigest]chan struct{}
+	asked   int // requests for bytes
 	served  int64
 	fetched int64
 	flaky   int
@@ -165,6 +166,7 @@ func (p busPeer) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Has
 		return nil, err
 	}
 	p.mu.Lock()
+	p.asked++
 	lies := p.lies && p.told[h.Digest()].Stage != StageLanded // a relay; who has verified and lies is guilty
 	p.mu.Unlock()
 	pr, pw := io.Pipe()
@@ -278,6 +280,63 @@ func TestOneSiteOneDownload(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestFollowersAskForWholeChunks(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const n, chunks = 4, 4
+		o := newOffice(t, n, chunks*mib, behaviour{corrupt: -1, perRead: 50 * time.Millisecond}) // 800 ms for each
+		o.fill(t)
+		asked := 0
+		for _, s := range o.sites {
+			asked += s.asked
+		}
+		if most := (n - 1) * chunks; asked > most {
+			t.Errorf("followers made %d requests, want %d at most", asked, most)
+		}
+	})
+}
+
+func TestAFollowerDoesNotWaitLongForAWholeChunk(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t, 2, mib, behaviour{corrupt: -1, perRead: 400 * time.Millisecond}) // 6.4 s for the whole
+		o.fill(t)
+		if asked := o.sites[0].asked + o.sites[1].asked; asked < 2 || asked > 6 {
+			t.Errorf("the follower made %d requests, want one for every two seconds or so", asked)
+		}
+		if opens := o.upstreamOpens(); opens != 1 {
+			t.Errorf("the upstream was asked %d times", opens)
+		}
+	})
+}
+
+func TestPickPartial(t *testing.T) {
+	const size = 5*mib/2 + 1
+	src := func(s ...span) partialSource { return partialSource{held: s} }
+	for _, c := range []struct {
+		what  string
+		held  partialSource
+		busy  spans
+		whole bool
+		want  span // empty: none
+	}{
+		{"a piece", src(span{0, 1000}), nil, false, span{0, 1000}},
+		{"a piece where chunks are waited for", src(span{0, 1000}), nil, true, span{}},
+		{"a chunk and a piece", src(span{0, mib + 1000}), nil, true, span{0, mib}},
+		{"the rest of a chunk", src(span{0, mib}), spans{{0, 1000}}, true, span{1000, mib}},
+		{"somebody brings the end", src(span{0, 1000}), spans{{500, mib}}, true, span{0, 500}},
+		{"the end", src(span{2 * mib, size}), nil, true, span{2 * mib, size}},
+		{"two chunks", src(span{0, 2*mib + 5}), nil, true, span{0, 2 * mib}},
+		{"all busy", src(span{0, mib}), spans{{0, size}}, true, span{}},
+	} {
+		got, ok := pickPartial(c.held, c.busy, nil, size, c.whole)
+		if c.what == "two chunks" { // which of them is chance
+			ok, got = ok && got.to == c.want.to, c.want
+		}
+		if ok != (c.want.to > 0) || ok && got != c.want {
+			t.Errorf("%s: %v, %v; want %v", c.what, got, ok, c.want)
+		}
 	}
 }
 
@@ -457,7 +516,7 @@ func TestAClaimThatCameToNothingCostsTheNextOnesPatience(t *testing.T) {
 		s := w.start()
 		site.server = s
 		for _, h := range []verify.StoreHash{w.path.Hash(), second.Hash()} {
-			mute.Tell(h.Digest(), Progress{Stage: StageFetching})
+			mute.Tell(h.Digest(), Progress{Stage: StageFetching}, true)
 		}
 		time.Sleep(time.Second)
 		start := time.Now()

@@ -12,6 +12,7 @@ const (
 	uplinkWindow = 8     // intervals that a rate is taken over
 	uplinkDecay  = 0.995 // of the best rate, for each interval with traffic: about 2 % a second
 	uplinkLeast  = 16e3  // bytes per second; below, nothing is under way
+	uplinkIdle   = 4     // intervals with little under way in a row, until there is room for more
 	// Whoever was woken so late lately is overloaded: what he takes for others' slowness may be his own.
 	lagLeast  = 100 * time.Millisecond
 	lagCounts = 5 * time.Second
@@ -26,6 +27,7 @@ type uplink struct {
 	totals []int64    // one for each of the latest intervals
 	use    float64    // bytes per second now
 	best   float64    // and at most lately, 0 unknown
+	idle   int        // intervals in a row with use of half of that or less
 	lagged time.Time
 }
 
@@ -67,6 +69,9 @@ func (u *uplink) sample(total int64) {
 	if u.use > uplinkLeast {
 		u.best = max(u.use, u.best*uplinkDecay)
 	}
+	if u.idle++; u.use > u.best/2 {
+		u.idle = 0
+	}
 }
 
 // busy tells whether more than half of what the uplink lately gave is under way now.
@@ -95,11 +100,12 @@ func (u *uplink) rate() float64 {
 }
 
 // estimate returns how long size more bytes would take beside what is under way now. ok is false where
-// the uplink is more than half busy, nothing is known of it, or this machine is overloaded.
+// the uplink is or just was more than half busy, nothing is known of it, or this machine is overloaded. One low
+// rate says little: neighbours that are overloaded tell late what they got, then much at once.
 func (u *uplink) estimate(size int64) (d time.Duration, ok bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.best == 0 || u.use > u.best/2 || time.Since(u.lagged) < lagCounts {
+	if u.best == 0 || u.idle < uplinkIdle || time.Since(u.lagged) < lagCounts {
 		return 0, false
 	}
 	return time.Duration(float64(size) / (u.best - u.use) * float64(time.Second)), true
