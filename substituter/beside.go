@@ -80,8 +80,8 @@ func (t *trials) end(p *plan, paid, verdict bool) {
 // try is one NAR's part in the trials.
 type try struct {
 	since       time.Time // zero: none
-	probe       bool      // what neighbours have counts, not what they sent: the question is how quickly they get it
-	wire, peers int64     // that came before
+	probe       bool      // how quickly neighbours got it until then counts, not what they send: soon they have it from here
+	wire, peers int64     // that came before; with probe, what that neighbour had that had most
 }
 
 // startTry begins to watch whether the central cache is the quicker one.
@@ -109,7 +109,7 @@ func (p *plan) weigh(over bool) {
 	wire := p.f.wireGot.Load() - p.try.wire
 	p.f.mu.Unlock()
 	if p.try.probe {
-		peers = p.mostHeld() - p.try.peers
+		peers = int64(float64(p.try.peers) * float64(lasted) / float64(p.try.since.Sub(p.begun)))
 	}
 	upstream := float64(wire) * float64(p.f.v.NarSize()) / float64(p.f.wireSize())
 	paid := upstream > followRatio*float64(peers)

@@ -101,7 +101,7 @@ func TestALeaderThatMayBeSlowIsTried(t *testing.T) {
 			if opens := o.upstreamOpens(); opens > 3 || opens < 2 {
 				t.Errorf("slow: %v, the upstream was asked %d times, want once more or twice", slow, opens)
 			}
-			if limit := 25 * time.Second; slow && took > limit {
+			if limit := 15 * time.Second; slow && took > limit {
 				t.Errorf("%v, longer than %v", took, limit)
 			}
 			var got int64
