@@ -149,7 +149,7 @@ func writePieces(w http.ResponseWriter, r *http.Request, content Content, off, l
 	var written int64
 	control := http.NewResponseController(w)
 	past, ok := w.(io.ReaderFrom)
-	if ok = ok && length >= pastBuffers; ok { // without its header an answer would be copied at its beginning
+	if ok = ok && patience == 0 && length >= pastBuffers; ok { // without its header an answer would be copied at its beginning
 		control.Flush()
 	}
 	for written < length {
@@ -178,8 +178,8 @@ func writePieces(w http.ResponseWriter, r *http.Request, content Content, off, l
 	return nil
 }
 
-// pastBuffers, bytes: NARs from this size on are written past net/http's buffers, which would cut each write
-// after a file that sendfile took in two.
+// pastBuffers, bytes: NARs for Nix are from this size on written past net/http's buffers, which would cut each
+// write after a file that sendfile took in two.
 const pastBuffers = 64 << 10
 
 // piece is a part of a NAR on its way out. As an io.Reader it passes through net/http to the connection, which

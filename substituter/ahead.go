@@ -221,14 +221,25 @@ func (a *ahead) fetchNARs(ctx context.Context) error {
 	for {
 		for a.startNext() {
 		}
+		var again <-chan time.Time // an idle agent is not woken
+		if a.waiting() {
+			again = tick.C
+		}
 		select {
 		case <-a.kick:
 		case <-a.flights.changed:
-		case <-tick.C:
+		case <-again:
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// waiting tells whether NARs wait for room.
+func (a *ahead) waiting() bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.queue) > 0
 }
 
 // startNext starts one flight, or returns false if there is none to start now.
