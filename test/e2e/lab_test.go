@@ -241,19 +241,26 @@ func (m *machine) cable(state string) {
 // received is how many bytes have come to the machine over its cable.
 func (m *machine) received() int64 {
 	m.lab.t.Helper()
+	received, _ := m.traffic()
+	return received
+}
+
+// traffic is what came to the machine and left it, in bytes on its link.
+func (m *machine) traffic() (received, sent int64) {
+	m.lab.t.Helper()
 	out, err := exec.Command("ip", "-n", m.lab.prefix+"-sw", "-s", "-j", "link", "show", "dev", fmt.Sprintf("m%d", m.n)).Output()
 	if err != nil {
 		m.lab.t.Fatal(err)
 	}
 	var links []struct {
 		Stats64 struct {
-			TX struct{ Bytes int64 }
+			TX, RX struct{ Bytes int64 }
 		}
 	}
 	if err := json.Unmarshal(out, &links); err != nil || len(links) != 1 {
 		m.lab.t.Fatalf("ip -s -j link: %v: %s", err, out)
 	}
-	return links[0].Stats64.TX.Bytes
+	return links[0].Stats64.TX.Bytes, links[0].Stats64.RX.Bytes
 }
 
 // eventually waits until something is so, and fails the test when it never is.

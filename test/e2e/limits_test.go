@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"sync"
@@ -85,6 +86,63 @@ func BenchmarkLimits(b *testing.B) {
 			b.Errorf("%s: other traffic's p99 went from %v to %v", c.what, idle, p99)
 		}
 	}
+}
+
+// BenchmarkLimitsAmongMany is BenchmarkLimits where several neighbours share one limit: four that download from
+// one machine, and one that downloads from four.
+func BenchmarkLimitsAmongMany(b *testing.B) {
+	const many = 4
+	l := newLab(b, labConfig{machines: 2*many + 1, linkRate: rateLink})
+	all := l.w.corpus.roots["system"]
+	seeders, readers, one := l.machine[1:many+1], l.machine[many+1:2*many+1], l.machine[2*many+1]
+	seeders[0].preload(all)
+	for _, m := range seeders[1:] {
+		if out, err := exec.Command("cp", "-a", seeders[0].dir+"/nix", m.dir).CombinedOutput(); err != nil {
+			b.Fatalf("%v: %s", err, out)
+		}
+	}
+	answerProbes(b, seeders[0])
+	_, idle := probeFor(b, one, seeders[0].ip, rateMeasure)
+	fmt.Fprintf(os.Stderr, "%-44s %8s %12s %12v\n", "none", "", "", idle)
+	measure := func(what string, serving, readers []*machine, toml string, bytes func() int64) {
+		var fills []*running
+		for _, m := range readers {
+			m.startAgent(agentConfig{toml: toml})
+			for _, s := range serving {
+				m.agent.knows(s.agent, 100)
+			}
+		}
+		for _, m := range readers {
+			fills = append(fills, m.start("nix-store", "-r", all))
+		}
+		time.Sleep(rateWarmUp)
+		began, before := time.Now(), bytes()
+		p50, p99 := probeFor(b, readers[0], seeders[0].ip, rateMeasure)
+		rate := float64(bytes()-before) / time.Since(began).Seconds()
+		for i, f := range fills {
+			if f.over() {
+				b.Errorf("%s: it was over before it was measured", what)
+			}
+			f.cancel()
+			f.wait()
+			readers[i].agent.stop()
+		}
+		fmt.Fprintf(os.Stderr, "%-44s %8.2f %12v %12v\n", what, rate*8/1e6, p50, p99)
+		if r := rate / rateLimit; r < 1-rateTolerance || r > 1+rateTolerance {
+			b.Errorf("%s: %.1f %% of the limit", what, 100*r)
+		}
+		if p99 > idle+rttTolerance {
+			b.Errorf("%s: other traffic's p99 went from %v to %v", what, idle, p99)
+		}
+	}
+	limited := "[limits]\n%s = \"50Mbit/s\"\n"
+	seeders[0].startAgent(agentConfig{toml: fmt.Sprintf(limited, "upload")})
+	measure("to four neighbours, upload limited", seeders[:1], readers, "", func() int64 { _, sent := seeders[0].traffic(); return sent })
+	seeders[0].agent.stop()
+	for _, s := range seeders {
+		s.startAgent(agentConfig{})
+	}
+	measure("from four neighbours, download limited", seeders, []*machine{one}, fmt.Sprintf(limited, "download"), one.received)
 }
 
 // inside runs f on a thread in the machine's network. Sockets that it makes stay there.
