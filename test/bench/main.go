@@ -11,6 +11,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
@@ -42,6 +43,7 @@ type bench struct {
 
 	harmoniaBinary string // harmonia-cache, for comparison; "" for none
 	before         string // an older flurry, for comparison; "" for none
+	spool          string // where the receiver of the row "sixteen" keeps its state; "": in tmp
 }
 
 func rows() []row {
@@ -77,6 +79,7 @@ func run() error {
 	flag.StringVar(&b.flurry, "flurry", "bin/flurry", "the binary to measure")
 	flag.StringVar(&b.harmoniaBinary, "harmonia", os.Getenv("HARMONIA"), "a harmonia-cache to measure beside it; default $HARMONIA")
 	flag.StringVar(&b.before, "before", os.Getenv("BEFORE"), "another flurry to measure beside it in the rows of local serving; default $BEFORE")
+	flag.StringVar(&b.spool, "spool", os.Getenv("SPOOL"), "directory for the spool of the row sixteen, 18 GB, where the disk would bind; default $SPOOL")
 	flag.Parse()
 	chosen, err := choose(rows(), only)
 	if err != nil {
@@ -102,28 +105,39 @@ func run() error {
 	}
 	b.key = newSigner()
 	report := report{Date: time.Now().UTC().Format(time.RFC3339), Cores: runtime.NumCPU(), CPU: cpuModel(), Rounds: b.rounds, Quick: b.quick}
+	var failed error
 	for _, r := range chosen {
 		fmt.Fprintf(os.Stderr, "%s  %s …\n", time.Now().Format("15:04:05"), r.name)
 		res, err := r.run(b)
 		if b.ctx.Err() != nil {
 			return b.ctx.Err()
 		}
-		if err != nil {
-			return fmt.Errorf("%s: %w", r.name, err)
+		if err != nil { // the other rows' figures are as good without it
+			failed = errors.Join(failed, fmt.Errorf("%s: %w", r.name, err))
+			fmt.Fprintf(os.Stderr, "%s failed: %v\n", r.name, err)
+			continue
 		}
 		res.Row, res.What, res.Reach = r.name, r.what, r.reach
 		report.Results = append(report.Results, res)
 		res.print(os.Stdout)
+		if err := report.write(out); err != nil {
+			return err
+		}
 	}
 	report.printRatios(os.Stdout)
-	if out == "" {
+	return failed
+}
+
+// write puts the results so far into a file, "" for none.
+func (r *report) write(name string) error {
+	if name == "" {
 		return nil
 	}
-	text, err := json.MarshalIndent(report, "", "  ")
+	text, err := json.MarshalIndent(r, "", "  ")
 	if err != nil {
 		return err
 	}
-	return os.WriteFile(out, append(text, '\n'), 0o644)
+	return os.WriteFile(name, append(text, '\n'), 0o644)
 }
 
 func choose(all []row, only string) ([]row, error) {

@@ -253,6 +253,10 @@ func sixteenRow(b *bench) (*result, error) {
 	if err != nil {
 		return nil, err
 	}
+	if b.spool != "" {
+		defer func(dir string) { b.tmp = dir }(b.tmp)
+		b.tmp = b.spool
+	}
 	n, err := b.neighbours(c, nil)
 	if err != nil {
 		return nil, err

@@ -94,6 +94,7 @@ func scaleRow(b *bench) (*result, error) {
 	res.most("s from the start to the first answer from the store", max(res.median("first start: narinfo answered"), res.median("again start: narinfo answered")), 1.5)
 	res.most("RSS, MB", res.median("again start: RSS, idle"), 96)
 	res.most("idle, % of one core", res.median("again start: idle"), 0.2)
+	res.most("idle after the first start, % of one core", res.median("first start: idle"), 0.2)
 	return res, nil
 }
 
