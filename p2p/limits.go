@@ -21,7 +21,7 @@ const (
 	defaultPerIP       = 16               // connections from one address: several agents of one machine or behind one NAT
 	maxConnsPerPeer    = 4                // TCP and QUIC, both ways, while they replace each other
 	maxHandshakes      = 64               // inbound, at a time; each costs 1 to 2 ms of CPU
-	handshakeRate      = 32               // new connections a second, from all together: what comes with them is read before it piles up
+	handshakeRate      = 100              // new connections a second, from all together
 	perIPRate          = 2                // and from one address, after the first 2*defaultPerIP
 	maxStreamsPerPeer  = 28               // requests of one peer side by side; our own client uses clientStreams
 	maxSending         = 64               // NARs on their way to peers
