@@ -66,7 +66,7 @@ func TestASlowLeaderIsOvertaken(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOffice(t, 2, 16*mib, slowUplink)
 		for _, s := range o.servers { // both have seen what the uplink can do
-			s.flights.uplink.best = 16e6
+			s.flights.uplink.steady = 16e6
 		}
 		leader := 0
 		if outranks(o.world.path.Hash().Digest(), "m1", "m0") {
@@ -125,6 +125,24 @@ func (o *office) first() (best int) {
 	return best
 }
 
+// One burst, or neighbours' late news of what they got long ago, is no rate that the uplink is expected to keep.
+func TestABurstIsNotWhatTheUplinkGives(t *testing.T) {
+	var u uplink
+	total := int64(0)
+	for i := range 60 {
+		if total += 100_000; i == 20 {
+			total += 3_000_000
+		}
+		u.sample(total)
+	}
+	if !u.busy() {
+		t.Error("after a burst a full uplink counts as idle")
+	}
+	if _, ok := u.estimate(1); ok {
+		t.Error("after a burst there is room")
+	}
+}
+
 // Others' NARs fill the uplink, so that the first byte of this one takes long: no reason to ask for it twice.
 func TestAClaimHoldsWhileTheUplinkIsBusy(t *testing.T) {
 	for _, busy := range []bool{false, true} {
@@ -132,7 +150,7 @@ func TestAClaimHoldsWhileTheUplinkIsBusy(t *testing.T) {
 			o := newOffice(t, 3, mib/4, behaviour{corrupt: -1, perRead: 2 * time.Second, piece: mib / 4})
 			other := o.sites[0].bus.join("other")
 			for _, s := range o.servers {
-				s.flights.uplink.best = 6e6
+				s.flights.uplink.steady = 6e6
 			}
 			done := make(chan struct{})
 			go func() { // 4 MB/s

@@ -73,6 +73,8 @@ type Upstream interface {
 	URL() string
 	// Trouble tells what went wrong with it, for operators.
 	Trouble(err error)
+	// Heard is when it last answered anything or sent bytes of a NAR; zero: never.
+	Heard() time.Time
 	// NarInfo returns a verified narinfo and its text as received.
 	NarInfo(ctx context.Context, h verify.StoreHash) (*verify.Verified, string, error)
 	// Parse verifies a text that NarInfo once returned.

@@ -430,6 +430,7 @@ type fakeUpstream struct {
 	opened   []int64
 	names    []string // of the NARs asked for
 	troubles []error
+	heard    time.Time
 }
 
 func (u *fakeUpstream) asked() []string {
@@ -463,6 +464,7 @@ func (u *fakeUpstream) Trouble(err error) {
 	u.troubles = append(u.troubles, err)
 }
 
+func (u *fakeUpstream) Heard() time.Time                                 { u.mu.Lock(); defer u.mu.Unlock(); return u.heard }
 func (u *fakeUpstream) URL() string                                      { return "http://" + u.name }
 func (u *fakeUpstream) CanForward(string) bool                           { return false }
 func (u *fakeUpstream) Forward(http.ResponseWriter, *http.Request) error { return ErrAbsent }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -18,6 +19,8 @@ import (
 // Patience with narinfo questions. Nix wants an answer in well under a second and no error, ever.
 const (
 	findPatience     = 3500 * time.Millisecond // all sources together; then it is a miss
+	findBusy         = 15 * time.Second        // while a central cache sends other things
+	findHeard        = time.Second             // ago, at most
 	peerHedgeLeast   = 100 * time.Millisecond  // a busy LAN peer answers within that; after that much silence of a peer the next source is asked too
 	peerHedgeMost    = 300 * time.Millisecond
 	startGrace       = 3 * time.Second // after the start; neighbours are found again within it
@@ -110,7 +113,7 @@ func (f *finder) recall(h verify.StoreHash) (*found, error) {
 }
 
 func (f *finder) lookupAndKeep(ctx context.Context, h verify.StoreHash) (*found, error) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), findPatience)
+	ctx, cancel := f.patiently(context.WithoutCancel(ctx))
 	defer cancel()
 	got, err := f.lookup(ctx, h)
 	if err != nil {
@@ -118,6 +121,24 @@ func (f *finder) lookupAndKeep(ctx context.Context, h verify.StoreHash) (*found,
 	}
 	f.memory.Add(h, got)
 	return got, nil
+}
+
+// patiently bounds a question. A central cache that sends other things meanwhile has a busy link, as when a
+// whole office starts at once; its answer is on its way, and a miss would fail a build.
+func (f *finder) patiently(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	heard := func(up Upstream) bool { return time.Since(up.Heard()) < findHeard }
+	last := time.Now().Add(findBusy)
+	var look *time.Timer
+	look = time.AfterFunc(time.Hour, func() {
+		if time.Now().Before(last) && slices.ContainsFunc(f.upstreams, heard) {
+			look.Reset(findHeard / 4)
+			return
+		}
+		cancel(context.DeadlineExceeded)
+	})
+	look.Reset(findPatience)
+	return ctx, func() { cancel(context.Canceled); look.Stop() }
 }
 
 // knownMiss tells whether h was found absent a moment ago and no neighbour has claimed it since.
@@ -314,7 +335,7 @@ func (f *finder) findNAR(ctx context.Context, h verify.StoreHash, narHash verify
 	if err != nil || got.v.NarHash() == narHash {
 		return got, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, findPatience)
+	ctx, cancel := f.patiently(ctx)
 	defer cancel()
 	return f.ask(ctx, h, f.peers.Holders(h.Digest(), 0), func(v *verify.Verified) bool { return v.NarHash() == narHash })
 }

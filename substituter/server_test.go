@@ -342,6 +342,40 @@ func TestUnreachableUpstreamIsAMissInTime(t *testing.T) {
 	})
 }
 
+// A central cache whose link is full answers late; a miss would fail a build.
+func TestALateAnswerIsWaitedForWhileTheCacheSendsOtherThings(t *testing.T) {
+	for name, c := range map[string]struct {
+		sends, least, most time.Duration // for how long it sends, and how long the question takes
+	}{
+		"nothing":  {0, findPatience, 5 * time.Second},
+		"8 s":      {8 * time.Second, 8 * time.Second, 10 * time.Second},
+		"for ever": {time.Hour, findBusy, findBusy + time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 10)
+				up := w.upstream("x", behaviour{hangOpen: true, corrupt: -1})
+				s := w.start()
+				start := time.Now()
+				go func() {
+					for ; time.Since(start) < min(c.sends, time.Minute); time.Sleep(findHeard / 2) {
+						up.mu.Lock()
+						up.heard = time.Now()
+						up.mu.Unlock()
+					}
+				}()
+				if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != http.StatusNotFound {
+					t.Fatal(rec.Code)
+				}
+				if took := time.Since(start); took < c.least || took > c.most {
+					t.Error("took", took)
+				}
+				time.Sleep(time.Minute)
+			})
+		})
+	}
+}
+
 func TestASuccessorWaitsForNeighboursToComeBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 1000)

@@ -25,8 +25,10 @@ type uplink struct {
 
 	mu     sync.Mutex // guards all below
 	totals []int64    // one for each of the latest intervals
+	uses   []float64  // what use was in the latest uplinkWindow intervals
 	use    float64    // bytes per second now
 	best   float64    // and at most lately, 0 unknown
+	steady float64    // the most that two windows in a row reached lately; one burst, or late news of one, is no rate to compare with
 	idle   int        // intervals in a row with use of half of that or less
 	lagged time.Time
 }
@@ -66,10 +68,16 @@ func (u *uplink) sample(total int64) {
 	}
 	u.use = float64(total-u.totals[0]) / (uplinkWindow * uplinkEvery.Seconds())
 	u.totals = u.totals[1:]
+	if u.uses = append(u.uses, u.use); len(u.uses) > uplinkWindow {
+		if u.use > uplinkLeast {
+			u.steady = max(min(u.use, u.uses[0]), u.steady*uplinkDecay)
+		}
+		u.uses = u.uses[1:]
+	}
 	if u.use > uplinkLeast {
 		u.best = max(u.use, u.best*uplinkDecay)
 	}
-	if u.idle++; u.use > u.best/2 {
+	if u.idle++; u.use > u.steady/2 {
 		u.idle = 0
 	}
 }
@@ -78,7 +86,7 @@ func (u *uplink) sample(total int64) {
 func (u *uplink) busy() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	return u.use > uplinkLeast && u.use > u.best/2
+	return u.use > uplinkLeast && u.use > u.steady/2
 }
 
 // carriesLittleBeside tells whether a NAR that comes at rate, in bytes per second as sent, is most of what is
@@ -105,8 +113,8 @@ func (u *uplink) rate() float64 {
 func (u *uplink) estimate(size int64) (d time.Duration, ok bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.best == 0 || u.idle < uplinkIdle || time.Since(u.lagged) < lagCounts {
+	if u.steady == 0 || u.idle < uplinkIdle || time.Since(u.lagged) < lagCounts {
 		return 0, false
 	}
-	return time.Duration(float64(size) / (u.best - u.use) * float64(time.Second)), true
+	return time.Duration(float64(size) / (u.steady - u.use) * float64(time.Second)), true
 }

@@ -226,6 +226,9 @@ func (b *body) Read(p []byte) (int, error) {
 			b.off += int64(n)
 			b.received.Add(int64(n))
 			b.c.wire.Add(int64(n))
+			if n > 0 {
+				b.c.heard.Store(time.Now().UnixNano())
+			}
 			b.rcErr = err
 			if b.off > b.limit {
 				b.err = fmt.Errorf("more than %d bytes: %w", b.limit, verify.ErrTooLarge)

@@ -154,6 +154,11 @@ func (c *cache) serve(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
 	body, ok := c.files[r.URL.Path]
 	c.mu.Unlock()
+	if fault == "late" {
+		d, _ := time.ParseDuration(arg)
+		time.Sleep(d)
+		fault, arg = "ok", ""
+	}
 	half, whole := len(body)/2, body
 	code, err := strconv.Atoi(fault)
 	switch {

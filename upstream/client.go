@@ -18,6 +18,9 @@ import (
 	"github.com/flurry-nix/flurry/verify"
 )
 
+// headerBusy is how many times its timeout a header may take while the cache sends other things.
+const headerBusy = 5
+
 // Client asks one cache. Safe for concurrent use. Its requests end with their contexts; it keeps no
 // goroutine of its own beyond idle connections, which [Client.Close] drops.
 type Client struct {
@@ -38,12 +41,21 @@ type Client struct {
 	narinfos atomic.Int64
 	wire     atomic.Int64 // bytes of bodies received
 	denied   atomic.Bool  // its latest answer was 401
+	heard    atomic.Int64 // when it last answered or sent a NAR's bytes, in Unix nanoseconds; 0: never
 
 	mu     sync.Mutex // guards all below
 	rtt    rttEstimate
 	last   error // latest trouble
 	lastAt time.Time
 	skew   *time.Duration // its clock minus ours, as of its latest answer; nil unknown
+}
+
+// Heard returns when the cache last answered a request or sent bytes of a NAR; zero: never.
+func (c *Client) Heard() time.Time {
+	if at := c.heard.Load(); at != 0 {
+		return time.Unix(0, at)
+	}
+	return time.Time{}
 }
 
 // URL returns the cache's address without credentials, parameters or trailing slash.
@@ -136,15 +148,16 @@ func (c *Client) ask(r request) (*http.Response, error) {
 	if req.Header == nil {
 		req.Header = http.Header{}
 	}
-	timer := time.AfterFunc(r.timeout, func() { r.cancel(errHeaderTimeout) })
+	answered := c.awaitHeader(r)
 	resp, err := c.http.Do(req)
-	if !timer.Stop() && err == nil { // the timer won the race: the body is dead
+	if !answered() && err == nil { // too late: the body is dead
 		resp.Body.Close()
 		err = errHeaderTimeout
 	}
 	if err != nil {
 		return nil, c.askFailed(r, err)
 	}
+	c.heard.Store(time.Now().UnixNano())
 	c.noteClock(resp.Header, time.Now())
 	switch code := resp.StatusCode; code {
 	case http.StatusOK, http.StatusPartialContent:
@@ -167,6 +180,30 @@ func (c *Client) ask(r request) (*http.Response, error) {
 	}
 	discard(resp.Body)
 	return nil, c.statusTrouble(r, resp)
+}
+
+// awaitHeader cancels r if no answer's header comes in time. As long as the cache sends other things, its link is
+// busy and this answer may be queued behind them: it may take headerBusy times as long then. answered stops the
+// clock; false means that it was too late.
+func (c *Client) awaitHeader(r request) (answered func() bool) {
+	const waiting, came, late = 0, 1, 2
+	var state atomic.Int32
+	last := time.Now().Add(headerBusy * r.timeout)
+	var timer *time.Timer
+	timer = time.AfterFunc(time.Hour, func() {
+		if pause := r.timeout / 2; time.Since(c.Heard()) < pause && time.Now().Before(last) {
+			if state.Load() == waiting {
+				timer.Reset(pause)
+			}
+		} else if state.CompareAndSwap(waiting, late) {
+			r.cancel(errHeaderTimeout)
+		}
+	})
+	timer.Reset(r.timeout)
+	return func() bool {
+		timer.Stop()
+		return state.CompareAndSwap(waiting, came)
+	}
 }
 
 // askFailed sorts a request that got no answer.

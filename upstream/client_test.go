@@ -13,6 +13,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -124,6 +125,33 @@ func TestFaultsOfNarInfos(t *testing.T) {
 				t.Errorf("error %v, want %v", err, want)
 			}
 		})
+	}
+}
+
+func TestAnAnswerIsWaitedForWhileTheCacheSendsOtherThings(t *testing.T) {
+	c := newCache(t)
+	late, other := c.add(random(10), "none"), c.add(random(11), "none")
+	for _, busy := range []bool{false, true} {
+		c.fault("/"+late.String()+".narinfo", "late:1500ms")
+		u := c.client(func(cfg *Config) { cfg.Timeouts.NarInfo = 800 * time.Millisecond })
+		done := make(chan struct{})
+		var others sync.WaitGroup
+		others.Go(func() {
+			for busy {
+				u.NarInfo(t.Context(), other)
+				select {
+				case <-done:
+					return
+				case <-time.After(20 * time.Millisecond):
+				}
+			}
+		})
+		_, _, err := u.NarInfo(t.Context(), late)
+		close(done)
+		others.Wait()
+		if busy && err != nil || !busy && !errors.Is(err, ErrUnreachable) {
+			t.Errorf("busy: %v: %v", busy, err)
+		}
 	}
 }
 
