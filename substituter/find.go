@@ -20,7 +20,7 @@ import (
 const (
 	findPatience     = 3500 * time.Millisecond // all sources together; then it is a miss
 	findBusy         = 15 * time.Second        // while a central cache sends other things
-	findHeard        = time.Second             // ago, at most
+	findHeard        = 2500 * time.Millisecond // ago, at most: in a queue that overflows one connection may get nothing for seconds
 	peerHedgeLeast   = 100 * time.Millisecond  // a busy LAN peer answers within that; after that much silence of a peer the next source is asked too
 	peerHedgeMost    = 300 * time.Millisecond
 	startGrace       = 3 * time.Second // after the start; neighbours are found again within it
@@ -132,7 +132,7 @@ func (f *finder) patiently(ctx context.Context) (context.Context, context.Cancel
 	var look *time.Timer
 	look = time.AfterFunc(time.Hour, func() {
 		if time.Now().Before(last) && slices.ContainsFunc(f.upstreams, heard) {
-			look.Reset(findHeard / 4)
+			look.Reset(findHeard / 8)
 			return
 		}
 		cancel(context.DeadlineExceeded)

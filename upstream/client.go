@@ -191,9 +191,9 @@ func (c *Client) awaitHeader(r request) (answered func() bool) {
 	last := time.Now().Add(headerBusy * r.timeout)
 	var timer *time.Timer
 	timer = time.AfterFunc(time.Hour, func() {
-		if pause := r.timeout / 2; time.Since(c.Heard()) < pause && time.Now().Before(last) {
+		if time.Since(c.Heard()) < r.timeout && time.Now().Before(last) {
 			if state.Load() == waiting {
-				timer.Reset(pause)
+				timer.Reset(r.timeout / 4)
 			}
 		} else if state.CompareAndSwap(waiting, late) {
 			r.cancel(errHeaderTimeout)
