@@ -44,7 +44,7 @@ func (cfg *Config) connectionLimit() int {
 // ones may take most connections, never all: dialling out goes on under attack.
 func newResourceManager(cfg *Config) (network.ResourceManager, error) {
 	conns := rcmgr.LimitVal(cfg.connectionLimit())
-	streams := conns * 7 / 4                                      // two of each neighbour stay open; each can hold a window of unread bytes until we get to it
+	streams := conns * 3 / 2                                      // two of each neighbour stay open; each can hold a window of unread bytes until we get to it
 	memory := rcmgr.LimitVal64(2 * int64(streams) * streamWindow) // reservations, of which little is ever filled
 	limits := rcmgr.PartialLimitConfig{
 		System: rcmgr.ResourceLimits{
