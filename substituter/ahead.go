@@ -27,7 +27,7 @@ const (
 // ahead works ahead of Nix. Nix asks all narinfos of a closure, then wants NARs, each only once its
 // references are valid, old versions one at a time: the link would be idle most of the time. So
 // references' narinfos are fetched as soon as a path is known, and after the first NAR of a closure
-// the others are fetched, leaves first, within bounds. A narinfo question alone fetches no NAR.
+// the others are fetched, in the order in which Nix will want them, within bounds. A narinfo question alone fetches no NAR.
 type ahead struct {
 	finder  *finder
 	flights *flights
@@ -37,7 +37,7 @@ type ahead struct {
 
 	mu     sync.Mutex // guards all below
 	asked  *lru.Cache[verify.StoreHash, askedPath]
-	queue  []*found // leaves first
+	queue  []*found // as Nix will want them
 	queued map[verify.Hash]bool
 	last   time.Time // of Nix's latest NAR request
 }
@@ -135,8 +135,8 @@ func (a *ahead) nudge() {
 	}
 }
 
-// closureAround returns, leaves first, what Nix asked about lately and needs for whatever needs h: the
-// closure of h's referrers. mu is held.
+// closureAround returns what Nix asked about lately and needs for whatever needs h, in the order in which it
+// will want the NARs: the closure of h's referrers. mu is held.
 func (a *ahead) closureAround(h verify.StoreHash) []*found {
 	fresh := a.finder.now().Add(-askedFresh)
 	known := map[verify.StoreHash]*found{}
@@ -151,56 +151,86 @@ func (a *ahead) closureAround(h verify.StoreHash) []*found {
 			referrers[to] = append(referrers[to], from)
 		}
 	}
-	roots, seen := []verify.StoreHash{h}, map[verify.StoreHash]bool{h: true}
-	for i := 0; i < len(roots); i++ { // h and everything that needs it
-		for _, r := range referrers[roots[i]] {
-			if !seen[r] {
-				seen[r] = true
-				roots = append(roots, r)
+	seen := map[verify.StoreHash]bool{h: true}
+	spread := func(from []verify.StoreHash, next func(verify.StoreHash) []verify.StoreHash) []verify.StoreHash {
+		for i := 0; i < len(from); i++ {
+			for _, n := range next(from[i]) {
+				if !seen[n] && known[n] != nil {
+					seen[n] = true
+					from = append(from, n)
+				}
+			}
+		}
+		return from
+	}
+	all := spread([]verify.StoreHash{h}, func(at verify.StoreHash) []verify.StoreHash { return referrers[at] })
+	all = spread(all, func(at verify.StoreHash) []verify.StoreHash {
+		if known[at] == nil { // h itself may be unknown
+			return nil
+		}
+		return references(known[at].v)
+	})
+	var order []*found
+	for _, at := range all {
+		if at != h {
+			order = append(order, known[at])
+		}
+	}
+	return nixOrder(order)
+}
+
+// nixOrder sorts paths as Nix will want their NARs: each after its references, of those that are ready the
+// smallest by name; what becomes ready takes part from the next choice but one on. (So does Nix's worker, whose goals
+// lie in a set sorted by name; seen of Nix 2.8, which fetches one at a time. Later ones fetch several, in that order.)
+func nixOrder(paths []*found) []*found {
+	type goal struct {
+		got     *found
+		key     string
+		waiting int // references that are not fetched yet
+		above   []*goal
+	}
+	goals := make(map[verify.StoreHash]*goal, len(paths))
+	for _, p := range paths {
+		goals[p.v.Path().Hash()] = &goal{got: p, key: p.v.Path().Name() + "$" + p.v.Path().String()}
+	}
+	var ready, late []*goal // ready is sorted, the smallest last
+	wake := func(g *goal) {
+		i, _ := slices.BinarySearchFunc(ready, g, func(a, b *goal) int { return cmp.Compare(b.key, a.key) })
+		ready = slices.Insert(ready, i, g)
+	}
+	for _, g := range goals {
+		for _, to := range references(g.got.v) {
+			if below := goals[to]; below != nil {
+				below.above = append(below.above, g)
+				g.waiting++
 			}
 		}
 	}
-	needs := needed(known)
-	var order []*found
-	done := map[verify.StoreHash]bool{h: true}
-	var visit func(verify.StoreHash)
-	visit = func(at verify.StoreHash) {
-		if done[at] || known[at] == nil {
-			return
+	for _, g := range goals {
+		if g.waiting == 0 {
+			wake(g)
 		}
-		done[at] = true
-		refs := references(known[at].v)
-		slices.SortStableFunc(refs, func(a, b verify.StoreHash) int { return cmp.Compare(needs(b), needs(a)) })
-		for _, to := range refs {
-			visit(to)
-		}
-		order = append(order, known[at])
 	}
-	for i := len(roots) - 1; i >= 0; i-- { // the outermost first, so that the order is one of its whole closure
-		visit(roots[i])
+	order := make([]*found, 0, len(paths))
+	for len(ready)+len(late) > 0 {
+		if len(ready) == 0 {
+			ready, late = late, nil
+			slices.SortFunc(ready, func(a, b *goal) int { return cmp.Compare(b.key, a.key) })
+		}
+		g := ready[len(ready)-1]
+		ready = ready[:len(ready)-1]
+		for _, l := range late {
+			wake(l)
+		}
+		late = nil
+		order = append(order, g.got)
+		for _, r := range g.above {
+			if r.waiting--; r.waiting == 0 {
+				late = append(late, r)
+			}
+		}
 	}
 	return order
-}
-
-// needed returns how many bytes of NARs a path needs one after the other at most, its own included: the
-// weight of the longest way down. Nix unpacks a path after its references, so that the long ways come first
-// and what is left at the end is short.
-func needed(known map[verify.StoreHash]*found) func(verify.StoreHash) int64 {
-	sums := map[verify.StoreHash]int64{}
-	var sum func(verify.StoreHash) int64
-	sum = func(h verify.StoreHash) int64 {
-		if n, ok := sums[h]; ok || known[h] == nil {
-			return n
-		}
-		sums[h] = 0 // a circle, which Nix does not make, ends here
-		var below int64
-		for _, to := range references(known[h].v) {
-			below = max(below, sum(to))
-		}
-		sums[h] = known[h].v.NarSize() + below
-		return sums[h]
-	}
-	return sum
 }
 
 // references returns the store hashes that a path refers to, itself excepted.

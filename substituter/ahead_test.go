@@ -87,16 +87,18 @@ func TestClosureOrderIsLeavesFirst(t *testing.T) {
 	})
 }
 
-// What needs the longest row of NARs comes first, so that little is left to unpack after the last byte.
-func TestTheLongestWayIsFetchedFirst(t *testing.T) {
+// Nix takes the smallest name of what is ready, and what becomes ready only after one more.
+func TestTheOrderIsNixs(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, 10)
 		w.upstream("x", honest)
-		begin, light, heavy := w.add("begin", 10), w.add("light", 100), w.add("heavy", 9000)
-		above := w.add("above", 10, heavy)
-		root := w.add("root", 10, begin, light, above)
+		begin, d, z := w.add("begin", 1), w.add("d", 2), w.add("z", 9000)
+		b := w.add("b", 3, begin)
+		c := w.add("c", 4, z)
+		a := w.add("a", 5, b)
+		root := w.add("root", 6, begin, c, a, d)
 		s := w.start()
-		for _, p := range []verify.StorePath{root, begin, light, heavy, above} {
+		for _, p := range []verify.StorePath{root, z, d, c, b, a, begin} {
 			get(s, p.Hash().String()+".narinfo")
 		}
 		s.ahead.mu.Lock()
@@ -105,7 +107,8 @@ func TestTheLongestWayIsFetchedFirst(t *testing.T) {
 		for _, f := range s.ahead.closureAround(begin.Hash()) {
 			names = append(names, f.v.Path().Name())
 		}
-		if !slices.Equal(names, []string{"heavy", "above", "light", "root"}) {
+		// b is ready at once, as begin is on its way; a becomes ready by b, and d goes before it.
+		if !slices.Equal(names, []string{"b", "d", "a", "z", "c", "root"}) {
 			t.Errorf("order %v", names)
 		}
 	})

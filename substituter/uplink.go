@@ -9,10 +9,11 @@ import (
 
 const (
 	uplinkEvery  = 250 * time.Millisecond
-	uplinkWindow = 8     // intervals that a rate is taken over
-	uplinkDecay  = 0.995 // of the best rate, for each interval with traffic: about 2 % a second
-	uplinkLeast  = 16e3  // bytes per second; below, nothing is under way
-	uplinkIdle   = 4     // intervals with little under way in a row, until there is room for more
+	uplinkStill  = time.Second // in place of it while nothing comes
+	uplinkWindow = 8           // intervals that a rate is taken over
+	uplinkDecay  = 0.995       // of the best rate, for each interval with traffic: about 2 % a second
+	uplinkLeast  = 16e3        // bytes per second; below, nothing is under way
+	uplinkIdle   = 4           // intervals with little under way in a row, until there is room for more
 	// Whoever was woken so late lately is overloaded: what he takes for others' slowness may be his own.
 	lagLeast  = 100 * time.Millisecond
 	lagCounts = 5 * time.Second
@@ -33,18 +34,22 @@ type uplink struct {
 	lagged time.Time
 }
 
-// run measures until ctx ends. site may be nil.
+// run measures until ctx ends. site may be nil. An idle agent is woken once a second; what came since then counts as having
+// come evenly.
 func (u *uplink) run(ctx context.Context, site Site) error {
-	tick := time.NewTicker(uplinkEvery)
-	defer tick.Stop()
-	for last := time.Now(); ; {
+	pause := uplinkEvery
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	var before int64
+	for last := time.Now(); ; timer.Reset(pause) {
 		select {
-		case <-tick.C:
+		case <-timer.C:
 		case <-ctx.Done():
 			return nil
 		}
 		now := time.Now()
-		if now.Sub(last) > uplinkEvery+lagLeast {
+		took := now.Sub(last)
+		if took > pause+lagLeast {
 			u.mu.Lock()
 			u.lagged = now
 			u.mu.Unlock()
@@ -54,8 +59,22 @@ func (u *uplink) run(ctx context.Context, site Site) error {
 		if site != nil {
 			total += site.Fetched(u.public.Load())
 		}
-		u.sample(total)
+		intervals := int64(max(1, (took+uplinkEvery/2)/uplinkEvery))
+		for k := range intervals {
+			u.sample(before + (total-before)*(k+1)/intervals)
+		}
+		if pause = uplinkEvery; u.still() {
+			pause = uplinkStill
+		}
+		before = total
 	}
+}
+
+// still tells whether nothing came for a whole window.
+func (u *uplink) still() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return len(u.totals) >= uplinkWindow && u.totals[0] == u.totals[len(u.totals)-1]
 }
 
 // sample notes the bytes that came so far, one interval after the last sample.
