@@ -81,6 +81,7 @@ func (h *Host) recheck(ctx context.Context) {
 	}
 	h.dialer.retry()
 	h.pingAll(ctx, h.peers.everywhere(), doubtPatience)
+	h.dialer.retry() // those whose connections proved dead only now
 }
 
 func (h *Host) pingAll(ctx context.Context, list []*Peer, patience time.Duration) {
@@ -92,8 +93,10 @@ func (h *Host) pingAll(ctx context.Context, list []*Peer, patience time.Duration
 	g.Wait()
 }
 
-// pingPeer closes the connections of a peer that does not answer in time; true means that it did.
+// pingPeer closes the connections of a peer that does not answer in time, but for those that came meanwhile, as
+// from its new address; true means that it did.
 func (h *Host) pingPeer(ctx context.Context, p *Peer, patience time.Duration) bool {
+	asked := h.host.Network().ConnsToPeer(p.id)
 	limited, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	res, ok := <-ping.Ping(network.WithNoDial(limited, "ping"), h.host, p.id)
@@ -103,7 +106,9 @@ func (h *Host) pingPeer(ctx context.Context, p *Peer, patience time.Duration) bo
 	}
 	if limited.Err() != nil && ctx.Err() == nil {
 		h.chatter("peer is silent; closing", "peer", p.name)
-		h.host.Network().ClosePeer(p.id)
+		for _, c := range asked {
+			c.Close()
+		}
 	}
 	return false
 }
