@@ -47,8 +47,8 @@ func TestOneSiteDownloadsOnce(t *testing.T) {
 	}
 }
 
-// Two neighbours have a closure, one of them with a wrong byte in every file: the third gets it without the
-// central cache, and a large NAR's chain was asked for.
+// Two neighbours have a closure, one of them with a wrong byte in every large file, so that it is not found out
+// before a large NAR: the third gets it without the central cache, and a chain was asked for.
 func TestALiarBesideAnHonestNeighbourCostsNixNothing(t *testing.T) {
 	l := newLab(t, labConfig{machines: 3})
 	root := l.w.corpus.roots["python3"]
@@ -56,7 +56,7 @@ func TestALiarBesideAnHonestNeighbourCostsNixNothing(t *testing.T) {
 	liar, honest, m := l.machine[1], l.machine[2], l.machine[3]
 	liar.preload(root)
 	honest.preload(root)
-	liar.spoil(t)
+	liar.spoil(t, 1<<20)
 	l.killUpstream()
 	for _, m := range l.machine[1:] {
 		m.startAgent(agentConfig{})
@@ -75,15 +75,15 @@ func TestALiarBesideAnHonestNeighbourCostsNixNothing(t *testing.T) {
 	eventually(t, "a neighbour has made a chain", func() bool { return chains() > 0 })
 }
 
-// spoil flips the first byte of every file in a machine's store; sizes stay.
-func (m *machine) spoil(t *testing.T) {
+// spoil flips the first byte of every file of least bytes or more in a machine's store; sizes stay.
+func (m *machine) spoil(t *testing.T, least int) {
 	t.Helper()
 	err := filepath.WalkDir(filepath.Join(m.dir, "nix", "store"), func(name string, d fs.DirEntry, err error) error {
 		if err != nil || !d.Type().IsRegular() {
 			return err
 		}
 		b, err := os.ReadFile(name)
-		if err != nil || len(b) == 0 {
+		if err != nil || len(b) < least {
 			return err
 		}
 		b[0] ^= 1
