@@ -20,6 +20,7 @@ import (
 const (
 	clientStreams       = 24               // to one peer at a time; below what servers allow, see maxStreamsPerPeer
 	clientIdleStreams   = 16               // kept open for the next question
+	paceMemory          = time.Second      // that a peer counts as bringing NARs after one ended
 	clientIdle          = 20 * time.Second // shorter than serverIdle, so that no question meets a closing stream
 	clientHeaderPatence = 15 * time.Second // a backstop: callers' deadlines are much shorter
 	errorBody           = 4 << 10          // bytes read of an answer that says no, so that its stream can be used again
@@ -65,7 +66,7 @@ func (p *Peer) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash,
 	if from > 0 || to < size {
 		header.Set("Range", fmt.Sprintf("bytes=%d-%d", from, to-1))
 	}
-	if rate := p.host.download.Rate(); rate > 0 {
+	if rate := p.paceWanted(); rate > 0 {
 		header.Set(paceHeader, strconv.FormatInt(rate, 10))
 	}
 	asked := ""
@@ -93,7 +94,25 @@ func (p *Peer) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Hash,
 		resp.Body.Close()
 		return nil, fmt.Errorf("peer %s: answer of %d bytes where %d were asked for", p.name, resp.ContentLength, to-from)
 	}
+	p.bringing.Add(1)
 	return body, nil
+}
+
+// paceWanted is how many bytes per second the peer is asked to send at most, 0 without a limit on downloads: its
+// share among those that bring NARs now or did within paceMemory, and a little more, as they are not equally
+// quick. If each sent as much as all may, together they would fill the link to this machine.
+func (p *Peer) paceWanted() int64 {
+	limit := p.host.download.Rate()
+	if limit <= 0 {
+		return 0
+	}
+	senders, now := int64(1), p.host.now()
+	for _, o := range p.host.peers.everywhere() {
+		if o != p && (o.bringing.Load() > 0 || now.Sub(time.Unix(0, o.brought.Load())) < paceMemory) {
+			senders++
+		}
+	}
+	return min(limit, limit/senders*3/2)
 }
 
 // Chain asks the peer for the chain of a NAR, whose signed hash and size are known: a claim. The peer may
@@ -234,7 +253,11 @@ func (b *narBody) Read(buf []byte) (int, error) {
 
 func (b *narBody) Close() error {
 	err := b.ReadCloser.Close()
-	b.once.Do(b.rate)
+	b.once.Do(func() {
+		b.rate()
+		b.p.brought.Store(b.p.host.now().UnixNano())
+		b.p.bringing.Add(-1)
+	})
 	return err
 }
 

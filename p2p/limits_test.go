@@ -17,6 +17,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/peer"
 
 	"github.com/flurry-nix/flurry/discovery"
+	"github.com/flurry-nix/flurry/internal/throttle"
 	"github.com/flurry-nix/flurry/p2p/p2ptest"
 	"github.com/flurry-nix/flurry/verify"
 )
@@ -63,6 +64,36 @@ func TestAReaderSetsItsPace(t *testing.T) {
 	}
 	if p.paceFor("1").Rate() != paceLeast {
 		t.Error("a reader can make an answer last for ever")
+	}
+}
+
+// A limit on downloads is shared by those that bring NARs.
+func TestEachIsAskedForItsShareOfALimit(t *testing.T) {
+	now := time.Now()
+	h := &Host{now: func() time.Time { return now }, download: throttle.New(8_000_000)}
+	var list []*Peer
+	for i := range 4 {
+		list = append(list, newPeer(h, peer.ID(fmt.Sprint("p", i))))
+	}
+	h.peers.online.Store(&list)
+	for _, c := range []struct {
+		what     string
+		bringing int // others that bring NARs
+		want     int64
+	}{{"alone", 0, 8_000_000}, {"one of two", 1, 6_000_000}, {"one of four", 3, 3_000_000}, {"just after they ended", 0, 3_000_000}} {
+		for i, p := range list[1:] {
+			if p.bringing.Store(0); i < c.bringing {
+				p.bringing.Store(1)
+				p.brought.Store(now.UnixNano())
+			}
+		}
+		if got := list[0].paceWanted(); got != c.want {
+			t.Errorf("%s: %d, want %d", c.what, got, c.want)
+		}
+	}
+	now = now.Add(2 * paceMemory)
+	if got := list[0].paceWanted(); got != 8_000_000 {
+		t.Errorf("alone again: %d", got)
 	}
 }
 

@@ -56,6 +56,8 @@ type Peer struct {
 	in, out     atomic.Int64 // NAR bytes received from and sent to it
 	falseClaims atomic.Int64 // questions it answered with 404 although it claimed to have the path
 	sending     atomic.Int32 // NARs that are on their way to it
+	bringing    atomic.Int32 // NARs that are on their way from it
+	brought     atomic.Int64 // when one of these last ended, in Unix nanoseconds
 	chains      atomic.Int32 // chains that it waits for
 	hearing     atomic.Bool  // a stream of its announcements is open
 	far         atomic.Bool  // of the internet: a source beside the central cache, not before it
