@@ -194,9 +194,11 @@ func nixOrder(paths []*found) []*found {
 		goals[p.v.Path().Hash()] = &goal{got: p, key: p.v.Path().Name() + "$" + p.v.Path().String()}
 	}
 	var ready, late []*goal // ready is sorted, the smallest last
-	wake := func(g *goal) {
-		i, _ := slices.BinarySearchFunc(ready, g, func(a, b *goal) int { return cmp.Compare(b.key, a.key) })
-		ready = slices.Insert(ready, i, g)
+	wake := func(list ...*goal) {
+		for _, g := range list {
+			i, _ := slices.BinarySearchFunc(ready, g, func(a, b *goal) int { return cmp.Compare(b.key, a.key) })
+			ready = slices.Insert(ready, i, g)
+		}
 	}
 	for _, g := range goals {
 		for _, to := range references(g.got.v) {
@@ -214,14 +216,12 @@ func nixOrder(paths []*found) []*found {
 	order := make([]*found, 0, len(paths))
 	for len(ready)+len(late) > 0 {
 		if len(ready) == 0 {
-			ready, late = late, nil
-			slices.SortFunc(ready, func(a, b *goal) int { return cmp.Compare(b.key, a.key) })
+			wake(late...)
+			late = nil
 		}
 		g := ready[len(ready)-1]
 		ready = ready[:len(ready)-1]
-		for _, l := range late {
-			wake(l)
-		}
+		wake(late...)
 		late = nil
 		order = append(order, g.got)
 		for _, r := range g.above {
