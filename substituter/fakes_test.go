@@ -227,6 +227,7 @@ type behaviour struct {
 	perRead  time.Duration // between pieces of 64 KiB
 	piece    int           // or of so many bytes
 	letGo    time.Duration // how long Close and a waiting Read hold on
+	again    bool          // asked for a NAR from its middle on, it sends all of it, as one that compresses
 
 	alsoCorrupt []int // offsets of more flipped bytes
 
@@ -306,6 +307,22 @@ func (b behaviour) open(ctx context.Context, nar []byte, off int64) (*body, erro
 		return nil, ctx.Err()
 	}
 	return &body{b: b, nar: nar, off: int(off), ctx: ctx, closed: make(chan struct{})}, nil
+}
+
+// passingBody is a body whose first bytes its reader does not see.
+type passingBody struct {
+	*body
+	skip int64
+}
+
+func (b *passingBody) Read(p []byte) (int, error) {
+	if n := b.skip; n > 0 {
+		b.skip = 0
+		if _, err := io.CopyN(io.Discard, b.body, n); err != nil {
+			return 0, err
+		}
+	}
+	return b.body.Read(p)
 }
 
 type fakePeers struct {
@@ -498,11 +515,19 @@ func (u *fakeUpstream) NAR(ctx context.Context, v *verify.Verified, off int64) (
 	u.names = append(u.names, v.Path().Name())
 	u.mu.Unlock()
 	nar, _ := u.w.of(v.Path().Hash())
-	b, err := u.now().open(ctx, nar, off)
+	how := u.now()
+	if !how.again {
+		b, err := how.open(ctx, nar, off)
+		if err != nil {
+			return nil, err
+		}
+		return b, nil
+	}
+	b, err := how.open(ctx, nar, 0)
 	if err != nil {
 		return nil, err
 	}
-	return b, nil
+	return &passingBody{body: b, skip: off}, nil
 }
 
 func tcpAddr(s string) net.Addr { return net.TCPAddrFromAddrPort(netip.MustParseAddrPort(s)) }

@@ -61,6 +61,7 @@ type flight struct {
 	peersGot int64     // bytes from peers
 	progress time.Time // of the last progressStep bytes
 	marked   int64     // bytes since then
+	passed   int64     // bytes, as sent, that a leg has passed by since then
 	writing  int       // legs that are putting bytes into the spool
 	done     bool
 	err      error
@@ -80,7 +81,7 @@ type part struct {
 	span
 }
 
-// leg is one source at work on one range. pos, end and lastByte are guarded by flight.mu.
+// leg is one source at work on one range. All but src, started and cancel is guarded by flight.mu.
 type leg struct {
 	src      source
 	started  time.Time
@@ -90,7 +91,9 @@ type leg struct {
 	lastByte time.Time // of the last progressStep bytes; zero: none yet
 	marked   int64     // bytes since then
 
-	body io.ReadCloser // from when its source answered on
+	body   io.ReadCloser // from when its source answered on
+	passes bool          // until its first byte: its source may have to send again what is before pos
+	passed int64         // bytes of that, as sent, at the last progressStep of them
 
 	dismissed bool // it was ended because its bytes came from elsewhere
 	slow      bool // another source was called in because it is so slow
@@ -334,7 +337,33 @@ func (f *flight) fill(ctx context.Context, p *plan) error {
 func (f *flight) look() (finished bool, silence time.Duration) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	return f.written.front() == f.v.NarSize(), time.Since(f.progress)
+	now := time.Now()
+	for l := range f.legs {
+		if f.passing(l, now) {
+			f.progress = now
+		}
+	}
+	return f.written.front() == f.v.NarSize(), now.Sub(f.progress)
+}
+
+// passing tells whether the leg came nearer to its first byte than another did before it since bytes last
+// arrived: a compressed NAR cannot be entered in its middle, and a central cache that sends its beginning
+// once more is not silent. mu is held.
+func (f *flight) passing(l *leg, now time.Time) bool {
+	body, ok := l.body.(NARBody)
+	if !ok || !l.passes {
+		return false
+	}
+	n := body.WireBytes()
+	if n < l.passed+progressStep {
+		return false
+	}
+	l.lastByte, l.passed = now, n
+	if n < f.passed+progressStep {
+		return false
+	}
+	f.passed = n
+	return true
 }
 
 // waited is how long Nix has been waiting, or the flight has been under way if nobody asked for it.
@@ -357,7 +386,7 @@ func (f *flight) runLeg(ctx context.Context, l *leg) error {
 	}
 	defer body.Close()
 	f.mu.Lock()
-	l.body = body
+	l.body, l.passes = body, from > 0
 	f.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() { body.Close() })
 	defer stop()
@@ -387,6 +416,7 @@ func (f *flight) keep(l *leg, p []byte) (done bool, err error) {
 		if !f.legs[l] {
 			break // nobody waits for it any more
 		}
+		l.passes = false
 		if l.marked += int64(len(p)); l.marked >= progressStep {
 			l.lastByte, l.marked = time.Now(), 0
 		}
@@ -446,7 +476,7 @@ func (f *flight) vouch(l *leg, p []byte) {
 func (f *flight) arrived(l *leg, g span) {
 	f.written = f.written.add(g.from, g.to)
 	if f.marked += g.len(); f.marked >= progressStep {
-		f.progress, f.marked = time.Now(), 0
+		f.progress, f.marked, f.passed = time.Now(), 0, 0
 	}
 	l.got += g.len()
 	f.all.received(l.src, g.len())

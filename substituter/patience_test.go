@@ -159,3 +159,38 @@ func TestADribblingUpstreamIsOvertakenByTheNext(t *testing.T) {
 		}
 	})
 }
+
+// A central cache that compresses sends again what a peer brought before it died. That is no silence, and
+// Nix is not told that nobody has the NAR; one that stops on the way there is.
+func TestACacheThatSendsTheBeginningAgainIsWaitedFor(t *testing.T) {
+	slowly := behaviour{corrupt: -1, again: true, piece: 8 << 10, perRead: 30 * time.Millisecond} // 7.7 s for the peer's bytes
+	stalls := slowly
+	stalls.stopAt, stalls.stall = 256<<10, true
+	for name, b := range map[string]behaviour{"comes": slowly, "stalls": stalls} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 3*mib)
+				up := w.upstream("x", honest)
+				s := w.start()
+				if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != http.StatusOK {
+					t.Fatal(rec.Code)
+				}
+				up.become(b)
+				w.peer("dies", behaviour{corrupt: -1, stopAt: 2 * mib})
+				start := time.Now()
+				rec := get(s, w.narURL())
+				took := time.Since(start)
+				if b.stall {
+					if rec != nil && rec.Code == http.StatusOK || took > 5*time.Second {
+						t.Errorf("%v after %v", rec, took)
+					}
+					return
+				}
+				w.wantNAR(rec)
+				if took < 7*time.Second {
+					t.Errorf("it came in %v: nothing was sent again", took)
+				}
+			})
+		})
+	}
+}

@@ -114,7 +114,7 @@ func (s upstreamSource) open(ctx context.Context, f *flight, off, _ int64) (io.R
 	return &wireCounter{NARBody: body, total: f.wired}, nil
 }
 
-// wireCounter adds up what an upstream sent, compressed.
+// wireCounter adds up what an upstream sent, compressed, as often as somebody reads or asks for it.
 type wireCounter struct {
 	NARBody
 	total func(int64)
@@ -123,17 +123,19 @@ type wireCounter struct {
 
 func (c *wireCounter) Read(p []byte) (int, error) {
 	n, err := c.NARBody.Read(p)
-	c.count()
+	c.WireBytes()
 	return n, err
 }
 
 func (c *wireCounter) Close() error {
 	err := c.NARBody.Close()
-	c.count()
+	c.WireBytes()
 	return err
 }
 
-func (c *wireCounter) count() {
-	n := c.WireBytes()
+// WireBytes implements NARBody.
+func (c *wireCounter) WireBytes() int64 {
+	n := c.NARBody.WireBytes()
 	c.total(n - c.seen.Swap(n))
+	return n
 }
