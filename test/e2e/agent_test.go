@@ -34,8 +34,9 @@ type agentConfig struct {
 	toml      string   // more of the configuration file
 	listen    string   // of the substituter, "" is the default
 	asRoot    bool
-	binary    string // "" is the one under test
-	disk      string // size of a disk of its own for its state, as tmpfs takes it; "" is the machine's
+	binary    string   // "" is the one under test
+	env       []string // more of its environment, NAME=value
+	disk      string   // size of a disk of its own for its state, as tmpfs takes it; "" is the machine's
 }
 
 // agent is a running `flurry agent`.
@@ -130,9 +131,10 @@ func (a *agent) launch() {
 	if a.cfg.asRoot {
 		u = ""
 	}
-	a.cmd = a.m.lab.command(context.Background(), u, fmt.Sprint(a.m.n), "env",
-		"HOME="+filepath.Join(a.dir, "home"), "STATE_DIRECTORY="+filepath.Join(a.dir, "state"), "RUNTIME_DIRECTORY="+filepath.Join(a.dir, "run"),
-		cmp.Or(a.cfg.binary, a.m.lab.w.flurry), "agent", "--config", filepath.Join(a.dir, "flurry.toml"))
+	args := append([]string{"env", "HOME=" + filepath.Join(a.dir, "home"), "STATE_DIRECTORY=" + filepath.Join(a.dir, "state"),
+		"RUNTIME_DIRECTORY=" + filepath.Join(a.dir, "run")}, a.cfg.env...)
+	args = append(args, cmp.Or(a.cfg.binary, a.m.lab.w.flurry), "agent", "--config", filepath.Join(a.dir, "flurry.toml"))
+	a.cmd = a.m.lab.command(context.Background(), u, fmt.Sprint(a.m.n), args...)
 	a.cmd.Stdout, a.cmd.Stderr = log, log
 	if err := a.cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -30,11 +30,12 @@ const (
 // holds, and that other traffic over the same links hardly waits for it. A UDP ping-pong runs beside a
 // real substitution, without any limit for comparison. One run is the measurement.
 func BenchmarkLimits(b *testing.B) {
-	l := newLab(b, labConfig{machines: 5, linkRate: rateLink})
+	l := newLab(b, labConfig{machines: 6, linkRate: rateLink})
 	all := l.w.corpus.roots["system"]
 	seeder := l.machine[1]
 	seeder.preload(all)
 	answerProbes(b, seeder)
+	https, ca := seeder.serveHTTP2(l.w.corpus.dir, "8443")
 
 	p50, p99 := probeFor(b, l.machine[2], seeder.ip, rateMeasure)
 	idle := p99
@@ -47,17 +48,19 @@ func BenchmarkLimits(b *testing.B) {
 		machine        int
 		serving, using string // configuration; serving "" means no neighbour
 		held           bool
+		central, env   []string // nil is the lab's and nothing
 	}{
-		{"from a neighbour, no limit", 2, "# none\n", "", false},
-		{"from a neighbour, upload limited", 3, fmt.Sprintf(limited, "upload"), "", true},
-		{"from a neighbour, download limited", 4, "# none\n", fmt.Sprintf(limited, "download"), true},
-		{"from the central cache, download limited", 5, "", fmt.Sprintf(limited, "download"), true},
+		{"from a neighbour, no limit", 2, "# none\n", "", false, nil, nil},
+		{"from a neighbour, upload limited", 3, fmt.Sprintf(limited, "upload"), "", true, nil, nil},
+		{"from a neighbour, download limited", 4, "# none\n", fmt.Sprintf(limited, "download"), true, nil, nil},
+		{"from the central cache, download limited", 5, "", fmt.Sprintf(limited, "download"), true, nil, nil},
+		{"… over HTTP/2, download limited", 6, "", fmt.Sprintf(limited, "download"), true, []string{https}, []string{"SSL_CERT_FILE=" + ca}},
 	} {
 		if c.serving != "" {
 			seeder.startAgent(agentConfig{toml: c.serving})
 		}
 		m := l.machine[c.machine]
-		m.startAgent(agentConfig{toml: c.using})
+		m.startAgent(agentConfig{toml: c.using, upstreams: c.central, env: c.env})
 		if c.serving != "" {
 			m.agent.knows(seeder.agent, 100)
 		}
