@@ -59,6 +59,7 @@ func (l quickListener) Accept() (net.Conn, error) {
 	if remote := addrOf(c.RemoteAddr()); !remote.IsLoopback() && remote != addrOf(c.LocalAddr()) {
 		return tcpConn{tcp}, nil
 	}
+	unpaced(tcp)
 	return &quickConn{tcpConn: tcpConn{tcp}, s: l.s}, nil
 }
 
