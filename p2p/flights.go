@@ -31,6 +31,9 @@ const (
 	flightBurst    = 4 << 20
 	flightOpening  = 10 * time.Second
 	tombstoneLife  = time.Minute // how long "nothing more to tell" is kept for slow readers
+	// Two overloaded machines easily take each other for dead and close what connects them; it is made anew within about a
+	// second, and what was told still holds. A connection that broke by itself ends it at once.
+	flightAfterglow = 1500 * time.Millisecond
 )
 
 var errFlights = errors.New("malformed announcement of NARs on their way")
@@ -56,8 +59,10 @@ type flightBoard struct {
 	own     map[uint64]ownFlight
 	news    chan struct{} // closed when what changed is to be told
 	later   bool          // it will be closed soon
-	theirs  map[uint64]map[*Peer]Progress
+	theirs  map[uint64]map[*Peer]heardFlight
 	counts  map[*Peer]int            // entries in theirs
+	opened  int                      // streams of announcements so far
+	streams map[*Peer]int            // each one's latest, by its number
 	waiting map[uint64]chan struct{} // closed when theirs of that key changes
 
 	fetched  int64           // by this machine
@@ -71,10 +76,15 @@ type ownFlight struct {
 	at      time.Time
 }
 
+type heardFlight struct {
+	Progress
+	stream int // on which it was told
+}
+
 func newFlightBoard() *flightBoard {
 	return &flightBoard{
-		own: map[uint64]ownFlight{}, news: make(chan struct{}), theirs: map[uint64]map[*Peer]Progress{},
-		counts: map[*Peer]int{}, waiting: map[uint64]chan struct{}{}, toldBy: map[*Peer]int64{},
+		own: map[uint64]ownFlight{}, news: make(chan struct{}), theirs: map[uint64]map[*Peer]heardFlight{},
+		counts: map[*Peer]int{}, streams: map[*Peer]int{}, waiting: map[uint64]chan struct{}{}, toldBy: map[*Peer]int64{},
 	}
 }
 
@@ -122,12 +132,12 @@ func (h *Host) Flying(d verify.PathDigest) []Flying {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	var out []Flying
-	for p, progress := range b.theirs[d.Key()] {
+	for p, told := range b.theirs[d.Key()] {
 		if p.Banned() || p.discredited(now) {
 			continue
 		}
 		_, ok := p.costNow(now, 0)
-		out = append(out, Flying{p, !ok, progress})
+		out = append(out, Flying{p, !ok, told.Progress})
 	}
 	return out
 }
@@ -216,13 +226,13 @@ func (b *flightBoard) heard(p *Peer, key uint64, progress Progress) {
 	case !known && b.counts[p] >= maxFlights:
 		return
 	case of == nil:
-		of = map[*Peer]Progress{}
+		of = map[*Peer]heardFlight{}
 		b.theirs[key] = of
 	}
 	if !known {
 		b.counts[p]++
 	}
-	of[p] = progress
+	of[p] = heardFlight{progress, b.streams[p]}
 }
 
 // drop removes one entry; mu is held.
@@ -236,13 +246,25 @@ func (b *flightBoard) drop(p *Peer, key uint64) {
 	}
 }
 
-// forget drops all that a peer told.
-func (b *flightBoard) forget(p *Peer) {
+// began numbers a stream of announcements.
+func (b *flightBoard) began(p *Peer) int {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	delete(b.toldBy, p)
+	b.opened++
+	b.streams[p] = b.opened
+	return b.opened
+}
+
+// forget drops all that a peer told on a stream and those before it.
+func (b *flightBoard) forget(p *Peer, stream int) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.streams[p] == stream {
+		delete(b.toldBy, p)
+		delete(b.streams, p)
+	}
 	for key, of := range b.theirs {
-		if _, ok := of[p]; ok {
+		if told, ok := of[p]; ok && told.stream <= stream {
 			b.drop(p, key)
 			if ch := b.waiting[key]; ch != nil {
 				close(ch)
@@ -379,9 +401,14 @@ func (h *Host) hearFlights(s network.Stream) {
 		return // one stream from a peer at a time
 	}
 	defer p.hearing.Store(false)
+	stream := h.board.began(p)
 	err := h.readFlights(bufio.NewReaderSize(s, 4<<10), p)
 	h.log.Debug("peer's announcements ended", "peer", p.name, "err", err)
-	h.board.forget(p)
+	if closed := new(network.ConnError); errors.As(err, &closed) {
+		time.AfterFunc(flightAfterglow, func() { h.board.forget(p, stream) })
+		return
+	}
+	h.board.forget(p, stream)
 }
 
 func (h *Host) readFlights(r *bufio.Reader, p *Peer) error {

@@ -67,9 +67,44 @@ func TestWhoLeavesIsNoLongerFlying(t *testing.T) {
 	a.Tell(d, Progress{Stage: 2}, true)
 	eventually(t, "heard", func() bool { return len(b.Flying(d)) == 1 })
 	p := b.Flying(d)[0].Peer
-	b.board.forget(p)
+	b.board.forget(p, b.board.opened)
 	if len(b.Flying(d)) != 0 || len(b.board.theirs) != 0 || len(b.board.counts) != 0 {
 		t.Error("still remembered")
+	}
+}
+
+// Machines that are overloaded close each other's connections as dead and make new ones: what was told holds meanwhile.
+func TestAClaimOutlivesItsConnectionForAMoment(t *testing.T) {
+	a := startHost(t, newFakeCatalog())
+	b := startHost(t, newFakeCatalog(), whereIs(a, true))
+	d := verify.StoreHash{1}.Digest()
+	a.Tell(d, Progress{Stage: 2}, true)
+	eventually(t, "heard", func() bool { return len(b.Flying(d)) == 1 })
+	latest := func() int { b.board.mu.Lock(); defer b.board.mu.Unlock(); return b.board.opened }
+	before := latest()
+	b.host.Network().ClosePeer(a.host.ID())
+	eventually(t, "told on a new connection", func() bool {
+		if len(b.Flying(d)) != 1 {
+			t.Fatal("forgotten with the connection")
+		}
+		return latest() > before
+	})
+}
+
+func TestANewStreamsAnnouncementsOutliveTheLastOnes(t *testing.T) {
+	b, p := newFlightBoard(), &Peer{}
+	first := b.began(p)
+	b.heard(p, 1, Progress{Stage: 2})
+	b.heard(p, 2, Progress{Stage: 2})
+	second := b.began(p)
+	b.heard(p, 2, Progress{Stage: 2})
+	b.forget(p, first)
+	if len(b.theirs[1]) != 0 || len(b.theirs[2]) != 1 {
+		t.Errorf("of the past stream's %d are left, of the present one's %d", len(b.theirs[1]), len(b.theirs[2]))
+	}
+	b.forget(p, second)
+	if len(b.theirs)+len(b.counts)+len(b.streams) != 0 {
+		t.Error("something is left")
 	}
 }
 

@@ -113,3 +113,27 @@ func TestTheOrderIsNixs(t *testing.T) {
 		}
 	})
 }
+
+// The uplink has nothing more to do for a NAR that a neighbour has whole: the next one is begun meanwhile.
+func TestWhatANeighbourHasLeavesRoomAhead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t, 2, 16*mib, slowUplink)
+		follower := o.servers[1]
+		o.sites[0].perMiB = time.Second
+		o.sites[0].Tell(o.world.path.Hash().Digest(), Progress{Stage: StageFetching}, true)
+		time.Sleep(time.Second)
+		got, err := follower.finder.find(t.Context(), o.world.path.Hash())
+		if err != nil {
+			t.Fatal(err)
+		}
+		follower.flights.prefetch(got.v)
+		if follower.flights.roomAhead(mib) {
+			t.Error("there is room although 16 MiB are still to come from the central cache")
+		}
+		o.sites[0].Tell(o.world.path.Hash().Digest(), Progress{Stage: StageFetching, Held: [][2]int64{{0, 16 * mib}}}, true)
+		time.Sleep(10 * time.Millisecond)
+		if !follower.flights.roomAhead(mib) {
+			t.Error("no room although the neighbour has it all")
+		}
+	})
+}

@@ -188,10 +188,12 @@ func (n Flying) held() (sum int64) {
 	return sum
 }
 
-// tooSlow tells whether the neighbours' bytes come so slowly that the central cache should be asked too.
+// tooSlow tells whether the neighbours' bytes come so slowly that the central cache should be asked too: never for
+// what nobody waits for.
 func (p *plan) tooSlow() bool {
 	elapsed := time.Since(p.begun)
-	if p.claim.stage != StageFollowing || elapsed < slowLeast || !p.f.all.trials.may(p) {
+	waited := min(elapsed, p.f.waited())
+	if p.claim.stage != StageFollowing || p.f.ahead() || waited < slowLeast || !p.f.all.trials.may(p) {
 		return false
 	}
 	upstream, room := p.f.all.uplink.estimate(p.f.wireSize())
@@ -201,7 +203,7 @@ func (p *plan) tooSlow() bool {
 	rate := float64(max(got, 1)) / elapsed.Seconds()
 	left := time.Duration(float64(size-got) / rate * float64(time.Second))
 	if room {
-		return left > followRatio*upstream+slowLeast && elapsed > slowLeast+time.Duration(p.before())*slowTurn
+		return left > followRatio*upstream+slowLeast && waited > slowLeast+time.Duration(p.before())*slowTurn
 	}
 	p.try.probe = elapsed > probeAfter && left > probeLeft && p.f.all.uplink.carriesLittleBeside(rate*float64(p.f.wireSize())/float64(size)) && p.before() == 0
 	return p.try.probe

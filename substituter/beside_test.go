@@ -176,3 +176,64 @@ func TestAClaimHoldsWhileTheUplinkIsBusy(t *testing.T) {
 		})
 	}
 }
+
+// An agent that gets no processor hears late of what others have: their silence is its own.
+func TestAnOverloadedAgentIsPatient(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, mib)
+		b := &bus{delay: time.Millisecond}
+		site, mute := b.join("me"), b.join("mute")
+		w.site = site
+		w.upstream("x", honest)
+		s := w.start()
+		site.server = s
+		mute.Tell(w.path.Hash().Digest(), Progress{Stage: StageFetching}, true)
+		time.Sleep(time.Second)
+		s.flights.uplink.lagged = time.Now()
+		start := time.Now()
+		w.wantNAR(get(s, w.narURL()))
+		if took := time.Since(start); took < 2*claimPatience || took > lagCounts+time.Second {
+			t.Errorf("took %v, want about %v", took, lagCounts)
+		}
+	})
+}
+
+// What Nix has not asked for is not fetched twice, however slow the machine that brings it.
+func TestWhatNobodyWaitsForIsNotAskedBeside(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t, 2, 4*mib, behaviour{corrupt: -1, perRead: 400 * time.Millisecond})
+		for i, s := range o.servers {
+			s.flights.uplink.steady = 16e6
+			got, err := s.finder.find(t.Context(), o.world.path.Hash())
+			if err != nil {
+				t.Fatal(err)
+			}
+			if i != o.first() {
+				time.Sleep(time.Second)
+			}
+			s.flights.prefetch(got.v)
+		}
+		time.Sleep(time.Minute)
+		for i, s := range o.servers {
+			if n := s.Stats.Beside.Slow.Load(); n != 0 || s.flights.inFlight() != 0 {
+				t.Errorf("m%d: asked beside %d times, %d NARs still on their way", i, n, s.flights.inFlight())
+			}
+		}
+		if opens := o.upstreamOpens(); opens != 1 {
+			t.Errorf("the upstream was asked %d times", opens)
+		}
+	})
+}
+
+// Where a whole site starts at once its narinfos alone fill the uplink.
+func TestNarInfosCountAsUseOfTheUplink(t *testing.T) {
+	w := newWorld(t, mib)
+	w.upstream("x", honest)
+	s := w.start()
+	if _, err := s.finder.find(t.Context(), w.path.Hash()); err != nil {
+		t.Fatal(err)
+	}
+	if n := s.flights.uplink.public.Load(); n < 100 {
+		t.Errorf("%d bytes were counted", n)
+	}
+}

@@ -66,7 +66,8 @@ type finder struct {
 	started   time.Time
 
 	upstreamRequests atomic.Int64
-	records          records // of answers to narinfo questions
+	wired            func(n int64, public bool) // of the narinfos that central caches sent
+	records          records                    // of answers to narinfo questions
 }
 
 // find returns the narinfo of h. Errors wrap [ErrAbsent] if every source said no; any other means that
@@ -311,6 +312,7 @@ func (f *finder) fromUpstream(ctx context.Context, up Upstream, h verify.StoreHa
 	if err != nil {
 		return nil, err
 	}
+	f.wired(int64(len(text)), v.Scope() == verify.ScopePublic)
 	f.disk.put(h, up.URL(), text)
 	return newFound(v, up), nil
 }

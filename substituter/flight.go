@@ -113,11 +113,8 @@ func (l *leg) silent(now time.Time) time.Duration {
 func (f *flight) wired(n int64) {
 	f.wireGot.Add(n)
 	f.all.stats.Wire.Add(n)
-	f.all.uplink.own.Add(n)
 	f.all.farGate.wired(n)
-	if f.v.Scope() == verify.ScopePublic {
-		f.all.uplink.public.Add(n)
-	}
+	f.all.uplink.wired(n, f.v.Scope() == verify.ScopePublic)
 }
 
 // broadcast wakes all who wait; mu is held.

@@ -246,7 +246,7 @@ func (a *flights) roomAhead(size int64) bool {
 	for _, f := range a.byHash {
 		f.mu.Lock()
 		if !f.done {
-			left += int64(float64(f.v.NarSize()-f.held()) * float64(f.wireSize()) / float64(f.v.NarSize()))
+			left += f.uplinkLeft()
 		}
 		if !f.asked {
 			unread += f.v.NarSize()
@@ -256,8 +256,20 @@ func (a *flights) roomAhead(size int64) bool {
 		}
 		f.mu.Unlock()
 	}
-	enough := int64(a.uplink.rate() * a.aheadTime().Seconds())
+	enough := int64(a.uplink.rate() * (a.aheadTime() + a.claimTime()).Seconds())
 	return flying < aheadNARs && left < enough && (unread == 0 || unread+size <= aheadBytes)
+}
+
+// uplinkLeft is how many bytes, as sent, the uplink still has to bring of a NAR: what no machine of the site has. mu is
+// held.
+func (f *flight) uplinkLeft() int64 {
+	size, most := f.v.NarSize(), f.held()
+	if f.all.site != nil && f.v.Scope() == verify.ScopePublic {
+		for _, n := range f.all.site.Flying(f.hash.Digest()) {
+			most = max(most, n.held())
+		}
+	}
+	return int64(float64(max(0, size-most)) * float64(f.wireSize()) / float64(max(1, size)))
 }
 
 // aheadTime is how long the uplink may need for what is under way when another NAR is begun ahead of Nix: for

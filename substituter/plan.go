@@ -160,7 +160,7 @@ func (p *plan) advance(ctx context.Context, start func(*leg), running int) error
 		return p.failure()
 	}
 	silence = min(silence, p.f.waited())
-	if p.claim.stage == StageFetching { // a follower that takes over has only just begun
+	if p.claim.stage == StageFetching || p.claim.stage == StageClaiming { // a follower that takes over has only just begun
 		silence = min(silence, time.Since(p.claim.at))
 	}
 	if silence > lateSilence && silence > p.limit() || p.late(silence) {

@@ -71,8 +71,10 @@ const (
 	settleAheadMost = 2 * time.Second
 	turnLeast       = 20 * time.Millisecond
 	turnMost        = time.Second
+	claimLag        = 25 * time.Millisecond // for each neighbour: its turn, and its share in how late news are
+	claimLagMost    = time.Second
 	// claimPatience is how long another machine's claim counts without progress; busyPatience while the
-	// uplink is busy, since its bytes may merely be waiting for others'. A neighbour whose latest claim came to
+	// uplink is busy, since its bytes may merely be waiting for others', or this machine is overloaded and hears late. A neighbour whose latest claim came to
 	// nothing gets idlerPatience until it has brought bytes.
 	claimPatience = 1500 * time.Millisecond
 	busyPatience  = 8 * time.Second
@@ -206,11 +208,24 @@ func (p *plan) mayAskUpstream() bool {
 
 // settle is how long a claim waits for others of the same moment.
 func (p *plan) settle(s Site) time.Duration {
-	d := max(s.Spread(), settleLeast)
 	if p.f.ahead() {
-		return min(settleAhead*d, settleAheadMost)
+		return settleOfAhead(s)
 	}
+	d := max(s.Spread(), settleLeast)
 	return min(d, settleMost*time.Duration(max(s.Neighbours(), tellMany))/tellMany)
+}
+
+func settleOfAhead(s Site) time.Duration {
+	return min(settleAhead*max(s.Spread(), settleLeast), settleAheadMost)
+}
+
+// claimTime is how long it takes about until the central cache is asked for a NAR that is begun ahead of Nix: what
+// neighbours have got is heard late, then the claim waits for its turn, and for others.
+func (a *flights) claimTime() time.Duration {
+	if a.site == nil || a.site.Neighbours() == 0 {
+		return 0
+	}
+	return settleOfAhead(a.site) + min(time.Duration(a.site.Neighbours())*claimLag, claimLagMost)
 }
 
 // outOfTurn tells whether a NAR that is fetched ahead is better left to a neighbour that ranks before this
@@ -250,6 +265,9 @@ func (p *plan) silentFor(leader *Flying) bool {
 	}
 	patience := claimPatience
 	if leader.Stage != StageLanded && !p.overdue() {
+		patience *= 2
+	}
+	if p.f.all.uplink.overloaded() {
 		patience *= 2
 	}
 	_, silence := p.f.look()
@@ -303,7 +321,7 @@ func (p *plan) moving(n Flying) bool {
 	name := peerSource{n.Peer}.name()
 	if _, idler := p.f.all.idlers.Load(name); idler && held == 0 {
 		patience = idlerPatience
-	} else if !idler && p.f.all.uplink.busy() {
+	} else if !idler && (p.f.all.uplink.busy() || p.f.all.uplink.overloaded()) {
 		patience = busyPatience
 	}
 	silent := now.Sub(g.at) >= patience

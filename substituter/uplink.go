@@ -22,7 +22,7 @@ const (
 // uplink measures what this machine and its neighbours together get from central caches. It tells a busy
 // uplink, where asking a second time helps nobody, from a slow neighbour.
 type uplink struct {
-	own, public atomic.Int64 // bytes of NARs that came here, as sent: all, and those that neighbours may know of
+	own, public atomic.Int64 // bytes of NARs and narinfos that came here, as sent: all, and those that neighbours may know of
 
 	mu     sync.Mutex // guards all below
 	totals []int64    // one for each of the latest intervals
@@ -32,6 +32,14 @@ type uplink struct {
 	steady float64    // the most that two windows in a row reached lately; one burst, or late news of one, is no rate to compare with
 	idle   int        // intervals in a row with use of half of that or less
 	lagged time.Time
+}
+
+// wired counts n bytes from a central cache.
+func (u *uplink) wired(n int64, public bool) {
+	u.own.Add(n)
+	if public {
+		u.public.Add(n)
+	}
 }
 
 // run measures until ctx ends. site may be nil. An idle agent is woken once a second; what came since then counts as having
@@ -106,6 +114,13 @@ func (u *uplink) busy() bool {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	return u.use > uplinkLeast && u.use > u.steady/2
+}
+
+// overloaded tells whether this machine's own processors were late not long ago.
+func (u *uplink) overloaded() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return time.Since(u.lagged) < lagCounts
 }
 
 // carriesLittleBeside tells whether a NAR that comes at rate, in bytes per second as sent, is most of what is
