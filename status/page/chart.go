@@ -5,6 +5,8 @@ import (
 	"math"
 	"strings"
 	"time"
+
+	"github.com/flurry-nix/flurry/status"
 )
 
 const (
@@ -72,7 +74,7 @@ func when(before, perRow int, unit time.Duration) string {
 	if n == 0 {
 		return "the last " + word
 	}
-	return count(n, word) + " before"
+	return status.Count(n, word) + " before"
 }
 
 // axis says what a height means: a rate on the short span, an amount on the long one.

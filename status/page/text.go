@@ -6,6 +6,8 @@ import (
 	"time"
 	"unicode"
 	"unicode/utf8"
+
+	"github.com/flurry-nix/flurry/status"
 )
 
 const maxText = 160 // runes of one untrusted text that are shown
@@ -71,34 +73,17 @@ func millis(ms float64) string {
 	return strconv.FormatFloat(ms, 'f', 0, 64) + "\u00a0ms"
 }
 
-// number separates thousands.
-func number(n int64) string {
-	s := strconv.FormatInt(n, 10)
-	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
-}
-
-// count is n with its word.
-func count(n int, word string) string {
-	if n != 1 {
-		word += "s"
-	}
-	return number(int64(n)) + " " + word
-}
-
 // ago is a stretch of time in words that do not change every second.
 func ago(d time.Duration) string {
 	switch {
 	case d < time.Minute:
 		return "less than a minute"
 	case d < time.Hour:
-		return count(int(d/time.Minute), "minute")
+		return status.Count(int(d/time.Minute), "minute")
 	case d < 48*time.Hour:
-		return count(int(d/time.Hour), "hour")
+		return status.Count(int(d/time.Hour), "hour")
 	}
-	return count(int(d/(24*time.Hour)), "day")
+	return status.Count(int(d/(24*time.Hour)), "day")
 }
 
 // percent never says 0 or 100 of what is only nearly so.

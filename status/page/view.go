@@ -89,9 +89,9 @@ func (v *view) sharing(r status.Report) {
 	switch r.Sharing {
 	case "on":
 		v.State, v.Mood = "Sharing", "good"
-		v.Lede = fmt.Sprintf("%s offered to %s.", count(r.Store.ShareablePaths, "store path"), count(neighbours, "neighbour"))
+		v.Lede = fmt.Sprintf("%s offered to %s.", status.Count(r.Store.ShareablePaths, "store path"), status.Count(neighbours, "neighbour"))
 		if neighbours == 0 {
-			v.Lede = fmt.Sprintf("%s to offer; no neighbour is connected.", count(r.Store.ShareablePaths, "store path"))
+			v.Lede = fmt.Sprintf("%s to offer; no neighbour is connected.", status.Count(r.Store.ShareablePaths, "store path"))
 		}
 	case "metered":
 		v.State, v.Mood = "Paused", "idle"
@@ -125,10 +125,10 @@ func (v *view) sharing(r status.Report) {
 
 func (v *view) figures(r status.Report) {
 	v.Figures = []figure{
-		{"NARs served to Nix", number(r.NAR.Served), fmt.Sprintf("%s; %s failed", bytesText(r.Bytes.ToNix), number(r.NAR.Failed))},
+		{"NARs served to Nix", status.Number(r.NAR.Served), fmt.Sprintf("%s; %s failed", bytesText(r.Bytes.ToNix), status.Number(r.NAR.Failed))},
 		{"Given to neighbours", bytesText(r.Bytes.ToPeers), "since the start"},
 		{"Central caches sent", bytesText(r.Wire.FromUpstream), "as compressed, on the wire"},
-		{"Mended on the way", number(r.NAR.SwitchedSource), fmt.Sprintf("changes of source; %s refused for wrong bytes", number(r.NAR.Rejected))},
+		{"Mended on the way", status.Number(r.NAR.SwitchedSource), fmt.Sprintf("changes of source; %s refused for wrong bytes", status.Number(r.NAR.Rejected))},
 	}
 	if t := r.Savings; t != nil {
 		v.Figures = append(v.Figures, saved("Saved this month", t.ThisMonth), saved("Saved since "+t.SinceInstallation.Since.Format("2 January 2006"), t.SinceInstallation))
@@ -153,7 +153,7 @@ func (v *view) flights(r status.Report) {
 	}
 	v.Flying = "Nothing is on its way."
 	if r.InFlight > 0 {
-		v.Flying = count(r.InFlight, "NAR") + " on the way."
+		v.Flying = status.Count(r.InFlight, "NAR") + " on the way."
 	}
 	for i, f := range r.Flights {
 		if i == maxFlightRows {
@@ -189,7 +189,7 @@ func (v *view) peers(r status.Report) {
 	slices.SortStableFunc(list, func(a, b status.Peer) int {
 		return cmp.Or(cmp.Compare(rank(b), rank(a)), cmp.Compare(b.BytesIn, a.BytesIn), cmp.Compare(a.ID, b.ID))
 	})
-	v.PeersAll = count(len(list), "neighbour") + " known."
+	v.PeersAll = status.Count(len(list), "neighbour") + " known."
 	if len(list) == 0 {
 		v.PeersAll = "No neighbour yet. Agents on this network appear within seconds; others are named in peers.static."
 	}
@@ -207,7 +207,7 @@ func (v *view) peers(r status.Report) {
 		state := clean(p.State)
 		v.Peers = append(v.Peers, peerRow{
 			Name: name, ID: clean(p.ID), Short: short(clean(p.ID)), State: cmp.Or(peerWords[p.State], state), Mood: cmp.Or(peerMoods[p.State], "idle"),
-			Via: clean(p.Via), RTT: millis(p.RTTMillis), Rate: rateText(p.BytesPerSec), Paths: number(int64(p.Paths)),
+			Via: clean(p.Via), RTT: millis(p.RTTMillis), Rate: rateText(p.BytesPerSec), Paths: status.Number(int64(p.Paths)),
 			In: bytesText(p.BytesIn), Out: bytesText(p.BytesOut), Note: clean(p.Reason),
 		})
 	}
@@ -247,7 +247,7 @@ func (v *view) caches(r status.Report) {
 		}
 		v.Caches = append(v.Caches, row)
 	}
-	v.CachesUp = fmt.Sprintf("%d of %s can be asked, in this order.", up, count(len(r.Upstreams), "central cache"))
+	v.CachesUp = fmt.Sprintf("%d of %s can be asked, in this order.", up, status.Count(len(r.Upstreams), "central cache"))
 }
 
 var levels = map[Level]struct{ mood, word string }{
@@ -267,13 +267,13 @@ func (v *view) health(problems []string, h health, checks bool, now time.Time) {
 	v.Health.Mood = "good"
 	switch {
 	case bad[Fail] > 0:
-		v.Health.Mood, v.Health.Summary = "bad", count(bad[Fail], "thing")+" to mend"
+		v.Health.Mood, v.Health.Summary = "bad", status.Count(bad[Fail], "thing")+" to mend"
 	case bad[Warn] > 0:
-		v.Health.Mood, v.Health.Summary = "idle", count(bad[Warn], "thing")+" to look at"
+		v.Health.Mood, v.Health.Summary = "idle", status.Count(bad[Warn], "thing")+" to look at"
 	case checks && h.at.IsZero():
 		v.Health.Mood, v.Health.Summary = "idle", "being checked"
 	case checks:
-		v.Health.Summary = "all is well: " + count(len(findings), "check") + ", " + ago(now.Sub(h.at)) + " ago"
+		v.Health.Summary = "all is well: " + status.Count(len(findings), "check") + ", " + ago(now.Sub(h.at)) + " ago"
 	default:
 		v.Health.Summary = "nothing amiss that the agent knows of"
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/flurry-nix/flurry/cmd/flurry/control"
 	"github.com/flurry-nix/flurry/config"
+	"github.com/flurry-nix/flurry/status"
 )
 
 func (a *App) idCommand() *cobra.Command {
@@ -131,7 +132,7 @@ func (a *App) cacheCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(a.Out, "forgot %s, %s, %s (%s)\n", count(n.NarInfos, "narinfo"), count(n.Negative, "miss"), count(n.NARs, "NAR"), bytesText(n.Bytes))
+			fmt.Fprintf(a.Out, "forgot %s, %s, %s (%s)\n", status.Count(n.NarInfos, "narinfo"), status.Count(n.Negative, "miss"), status.Count(n.NARs, "NAR"), bytesText(n.Bytes))
 			return nil
 		}),
 	}
@@ -184,7 +185,7 @@ func (a *App) locateCommand() *cobra.Command {
 			}
 		}
 		if missing > 0 {
-			return fmt.Errorf("nobody has %d of %s; the agent may not have reached everyone: see \"flurry status\"", missing, count(len(targets), "path"))
+			return fmt.Errorf("nobody has %d of %s; the agent may not have reached everyone: see \"flurry status\"", missing, status.Count(len(targets), "path"))
 		}
 		return nil
 	})

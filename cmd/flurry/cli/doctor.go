@@ -12,6 +12,7 @@ import (
 
 	"github.com/flurry-nix/flurry/config"
 	"github.com/flurry-nix/flurry/doctor"
+	"github.com/flurry-nix/flurry/status"
 )
 
 // doctorPatience bounds the whole: the agent takes at most 8 s for its part.
@@ -47,7 +48,7 @@ func (a *App) doctorCommand() *cobra.Command {
 					failed++
 				}
 			}
-			return fmt.Errorf("%s failed; the findings name what mends them", count(failed, "check"))
+			return fmt.Errorf("%s failed; the findings name what mends them", status.Count(failed, "check"))
 		}
 		return nil
 	})

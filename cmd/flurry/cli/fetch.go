@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/flurry-nix/flurry/cmd/flurry/control"
+	"github.com/flurry-nix/flurry/status"
 	"github.com/flurry-nix/flurry/verify"
 )
 
@@ -87,7 +88,7 @@ func (a *App) fetch(ctx context.Context, c *control.Client, dir string, targets 
 		return err
 	}
 	fmt.Fprintf(a.Out, "%s, %s of NARs in %s, %s of them new; use them with: nix copy --from file://%s\n",
-		count(len(paths), "path"), bytesText(f.progress.total), dir, bytesText(f.progress.fresh.Load()), absoluteDir(dir))
+		status.Count(len(paths), "path"), bytesText(f.progress.total), dir, bytesText(f.progress.fresh.Load()), absoluteDir(dir))
 	return nil
 }
 

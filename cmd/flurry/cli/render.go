@@ -132,27 +132,6 @@ func millis(ms float64) string {
 	return strconv.FormatFloat(ms, 'f', 0, 64) + " ms"
 }
 
-// number separates thousands.
-func number(n int64) string {
-	s := strconv.FormatInt(n, 10)
-	for i := len(s) - 3; i > 0 && s[i-1] != '-'; i -= 3 {
-		s = s[:i] + "," + s[i:]
-	}
-	return s
-}
-
-// count is n with its word.
-func count(n int, word string) string {
-	switch {
-	case n == 1:
-	case strings.HasSuffix(word, "s"):
-		word += "es"
-	default:
-		word += "s"
-	}
-	return number(int64(n)) + " " + word
-}
-
 // duration is d in its two largest units.
 func duration(d time.Duration) string {
 	s := int64(d / time.Second)

@@ -163,10 +163,10 @@ func renderStatus(w io.Writer, r, before status.Report, p palette) {
 	}
 	verdict := p.green("working")
 	if len(r.Problems) > 0 {
-		verdict = p.yellow("working, with " + count(len(r.Problems), "problem"))
+		verdict = p.yellow("working, with " + status.Count(len(r.Problems), "problem"))
 	}
 	fmt.Fprintf(w, "%s  %s, up %s, %s connected\n", verdict, "flurry "+clean(r.Version),
-		duration(time.Duration(r.UptimeSeconds*float64(time.Second))), count(connected, "peer"))
+		duration(time.Duration(r.UptimeSeconds*float64(time.Second))), status.Count(connected, "peer"))
 	for _, problem := range r.Problems {
 		fmt.Fprintln(w, "  "+p.yellow("! ")+clean(problem))
 	}
@@ -186,13 +186,13 @@ func renderStatus(w io.Writer, r, before status.Report, p palette) {
 		row("peer id", "%s", orNone(clean(r.PeerID))),
 		row("substituter", "%s", orNone(clean(strings.Join(r.Listen, ", ")))),
 		row("sharing", "%s", clean(r.Sharing)),
-		row("store", "%s, %s shareable", count(r.Store.Paths, "path"), number(int64(r.Store.ShareablePaths))),
+		row("store", "%s, %s shareable", status.Count(r.Store.Paths, "path"), status.Number(int64(r.Store.ShareablePaths))),
 		row("from", "peers %s, upstream %s, store %s", bytesText(r.Bytes.FromPeers), bytesText(r.Bytes.FromUpstream), bytesText(r.Bytes.FromStore)),
 		row("to", "Nix %s, peers %s", bytesText(r.Bytes.ToNix), bytesText(r.Bytes.ToPeers)),
 		row("on the wire", "from peers %s, from upstream %s, to peers %s", bytesText(r.Wire.FromPeers), bytesText(r.Wire.FromUpstream), bytesText(r.Wire.ToPeers)),
-		row("narinfos", "%s, %s, %s to upstream", count(int(r.NarInfo.Hits), "hit"), count(int(r.NarInfo.Misses), "miss"), count(int(r.NarInfo.UpstreamRequests), "request")),
-		row("NARs", "%s served, %s failed, %s switched source, %s rejected, %s in flight", number(r.NAR.Served), number(r.NAR.Failed),
-			number(r.NAR.SwitchedSource), number(r.NAR.Rejected), number(int64(r.InFlight))),
+		row("narinfos", "%s, %s, %s to upstream", status.Count(int(r.NarInfo.Hits), "hit"), status.Count(int(r.NarInfo.Misses), "miss"), status.Count(int(r.NarInfo.UpstreamRequests), "request")),
+		row("NARs", "%s served, %s failed, %s switched source, %s rejected, %s in flight", status.Number(r.NAR.Served), status.Number(r.NAR.Failed),
+			status.Number(r.NAR.SwitchedSource), status.Number(r.NAR.Rejected), status.Number(int64(r.InFlight))),
 		row("internet", "%s", internet(r.Internet)),
 	}...)
 	if r.Internet.Enabled {
@@ -286,7 +286,7 @@ func internet(i status.Internet) string {
 	if i.Quiet {
 		text = "left alone (paused, metered or on battery)"
 	}
-	text += ", " + count(i.Agents, "agent") + ", " + count(int(i.ProvidedKeys), "path") + " announced"
+	text += ", " + status.Count(i.Agents, "agent") + ", " + status.Count(int(i.ProvidedKeys), "path") + " announced"
 	if i.Relay {
 		text += ", serving as a relay"
 	}
@@ -295,7 +295,7 @@ func internet(i status.Internet) string {
 
 // internetUse is what an agent does with the internet.
 func internetUse(i status.Internet) string {
-	text := fmt.Sprintf("prefers %s, %d of %s found, %s from there, ", clean(i.Prefer), i.Found, count(int(i.Lookups), "look-up"), bytesText(i.BytesFrom))
+	text := fmt.Sprintf("prefers %s, %d of %s found, %s from there, ", clean(i.Prefer), i.Found, status.Count(int(i.Lookups), "look-up"), bytesText(i.BytesFrom))
 	if i.UploadRate > 0 {
 		text += rate(float64(i.UploadRate)) + " to there at most, "
 	}
@@ -336,7 +336,7 @@ func renderPeers(w io.Writer, peers []status.Peer, p palette, full bool) {
 			paint = p.red
 		}
 		row := []cell{{text: id}, {text: clean(peer.State), paint: paint}, {text: clean(peer.Via)}, {text: millis(peer.RTTMillis), right: true},
-			{text: rate(peer.BytesPerSec), right: true}, {text: number(int64(peer.Paths)), right: true},
+			{text: rate(peer.BytesPerSec), right: true}, {text: status.Number(int64(peer.Paths)), right: true},
 			{text: bytesText(peer.BytesIn), right: true}, {text: bytesText(peer.BytesOut), right: true}}
 		if full {
 			note := strings.Join(peer.Addrs[:min(1, len(peer.Addrs))], "")
