@@ -189,11 +189,11 @@ func (n Flying) held() (sum int64) {
 }
 
 // tooSlow tells whether the neighbours' bytes come so slowly that the central cache should be asked too: never for
-// what nobody waits for.
+// what nobody waits for, nor by an agent that may be what is slow.
 func (p *plan) tooSlow() bool {
 	elapsed := time.Since(p.begun)
 	waited := min(elapsed, p.f.waited())
-	if p.claim.stage != StageFollowing || p.f.ahead() || waited < slowLeast || !p.f.all.trials.may(p) {
+	if p.claim.stage != StageFollowing || p.f.ahead() || waited < slowLeast || p.f.all.uplink.overloaded() || !p.f.all.trials.may(p) {
 		return false
 	}
 	upstream, room := p.f.all.uplink.estimate(p.f.wireSize())

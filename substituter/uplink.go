@@ -142,12 +142,12 @@ func (u *uplink) rate() float64 {
 }
 
 // estimate returns how long size more bytes would take beside what is under way now. ok is false where
-// the uplink is or just was more than half busy, nothing is known of it, or this machine is overloaded. One low
-// rate says little: neighbours that are overloaded tell late what they got, then much at once.
+// the uplink is or just was more than half busy, or nothing is known of it. One low rate
+// says little: neighbours that are overloaded tell late what they got, then much at once.
 func (u *uplink) estimate(size int64) (d time.Duration, ok bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if u.steady == 0 || u.idle < uplinkIdle || time.Since(u.lagged) < lagCounts {
+	if u.steady == 0 || u.idle < uplinkIdle {
 		return 0, false
 	}
 	return time.Duration(float64(size) / (u.steady - u.use) * float64(time.Second)), true
