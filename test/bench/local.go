@@ -5,6 +5,8 @@ package main
 import (
 	"crypto/sha256"
 	"fmt"
+	"os"
+	"strings"
 	"time"
 
 	"github.com/flurry-nix/flurry/verify"
@@ -51,12 +53,13 @@ func (b *bench) servers(name string) (c *corpus, all []contender, stop func(), e
 		name  string
 		start func() (*server, error)
 	}{
-		{"nginx", func() (*server, error) { return b.nginx(c.static()) }},
+		{"nginx", func() (*server, error) { return b.unpacedNginx(c.static()) }},
+		{"paced nginx", func() (*server, error) { return b.nginx(c.static()) }},
 		{"flurry", func() (*server, error) { return b.agent(agentConfig{store: c}) }},
 		{"before", func() (*server, error) { return b.agent(agentConfig{store: c, binary: b.before}) }},
 		{"harmonia", func() (*server, error) { return b.harmonia(c) }},
 	} {
-		if x.name == "harmonia" && b.harmoniaBinary == "" || x.name == "before" && b.before == "" {
+		if x.name == "paced nginx" && (!paces() || name != "closure") || x.name == "harmonia" && b.harmoniaBinary == "" || x.name == "before" && b.before == "" {
 			continue
 		}
 		s, err := x.start()
@@ -78,6 +81,12 @@ func (b *bench) servers(name string) (c *corpus, all []contender, stop func(), e
 		}
 	}
 	return c, all, stop, nil
+}
+
+// paces tells whether the machine's congestion control paces what is sent, also to the machine itself.
+func paces() bool {
+	text, _ := os.ReadFile("/proc/sys/net/ipv4/tcp_congestion_control")
+	return strings.HasPrefix(string(text), "bbr")
 }
 
 // timesOf adds how long others than flurry took, as multiples of nginx's time, for comparison.
@@ -202,6 +211,9 @@ func narsRow(b *bench) (*result, error) {
 		}
 		res.most(fmt.Sprintf("time of flurry / nginx, %d connections", n), res.median(series("flurry"))/res.median(series("nginx")), asked[n])
 		res.timesOf(all, series(""))
+		if paces() {
+			res.plain(fmt.Sprintf("time of flurry / paced nginx, %d connections", n), res.median(series("flurry"))/res.median(series("paced nginx")))
+		}
 	}
 	res.note("%d paths, %.0f MB", len(c.Paths), float64(c.bytes())/1e6)
 	return res, nil

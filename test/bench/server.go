@@ -17,6 +17,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // server is a running process tree that answers on addr.
@@ -50,6 +52,11 @@ func freeAddr() (string, error) {
 
 // launch starts a program with its output in dir/log and waits until it answers.
 func (b *bench) launch(dir, addr string, env []string, name string, args ...string) (*server, error) {
+	return b.launchWith(nil, dir, addr, env, name, args...)
+}
+
+// launchWith also gives the program open files, from descriptor 3 on.
+func (b *bench) launchWith(files []*os.File, dir, addr string, env []string, name string, args ...string) (*server, error) {
 	log, err := os.Create(filepath.Join(dir, "log"))
 	if err != nil {
 		return nil, err
@@ -57,7 +64,7 @@ func (b *bench) launch(dir, addr string, env []string, name string, args ...stri
 	defer log.Close()
 	cmd := exec.Command(name, args...)
 	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH")}, env...) // nothing that configures an agent
-	cmd.Stdout, cmd.Stderr = log, log
+	cmd.Stdout, cmd.Stderr, cmd.ExtraFiles = log, log, files
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGTERM, Setpgid: true}
 	if err := cmd.Start(); err != nil {
 		return nil, err
@@ -94,8 +101,26 @@ func (s *server) answers(patience time.Duration) error {
 	}
 }
 
-// nginx serves a corpus's static files as well as it can.
-func (b *bench) nginx(root string) (*server, error) {
+// nginx serves a corpus's static files as the machine is set up.
+func (b *bench) nginx(root string) (*server, error) { return b.nginxOn(root, nil) }
+
+// unpacedNginx is one whose connections a congestion control that paces, as BBR does, does not slow down: it
+// inherits a socket that says so, as its configuration cannot.
+func (b *bench) unpacedNginx(root string) (*server, error) {
+	unpaced := net.ListenConfig{Control: func(_, _ string, c syscall.RawConn) (err error) {
+		c.Control(func(fd uintptr) { err = unix.SetsockoptString(int(fd), unix.IPPROTO_TCP, unix.TCP_CONGESTION, "reno") })
+		return err
+	}}
+	ln, err := unpaced.Listen(b.ctx, "tcp", "127.0.0.1:0")
+	if err != nil {
+		return nil, err
+	}
+	defer ln.Close()
+	return b.nginxOn(root, ln.(*net.TCPListener))
+}
+
+// nginxOn serves as well as nginx can, on ln if it is not nil.
+func (b *bench) nginxOn(root string, ln *net.TCPListener) (*server, error) {
 	dir, err := os.MkdirTemp(b.tmp, "nginx-")
 	if err != nil {
 		return nil, err
@@ -103,6 +128,16 @@ func (b *bench) nginx(root string) (*server, error) {
 	addr, err := freeAddr()
 	if err != nil {
 		return nil, err
+	}
+	var env []string
+	var files []*os.File
+	if ln != nil {
+		f, err := ln.File()
+		if err != nil {
+			return nil, err
+		}
+		defer f.Close()
+		addr, env, files = ln.Addr().String(), []string{"NGINX=3;"}, []*os.File{f}
 	}
 	text := fmt.Sprintf(`worker_processes auto;
 daemon off; pid %[1]s/pid; error_log stderr warn; user root;
@@ -120,7 +155,7 @@ http {
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		return nil, err
 	}
-	return b.launch(dir, addr, nil, "nginx", "-e", "stderr", "-c", conf)
+	return b.launchWith(files, dir, addr, env, "nginx", "-e", "stderr", "-c", conf)
 }
 
 // harmonia serves a corpus's store, uncompressed as the others do.
