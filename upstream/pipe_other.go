@@ -5,4 +5,7 @@ package upstream
 import "os"
 
 // enlarge does nothing: pipes have the size they have.
-func enlarge(*os.File) {}
+func enlarge(*os.File) bool { return false }
+
+// unread is not asked where no pipe is enlarged.
+func unread(*os.File) int { return 0 }

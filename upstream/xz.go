@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/xi2/xz"
 )
@@ -23,6 +24,12 @@ const (
 	// pipeSize is asked for the pipes to and from the program, in bytes: fewer switches between it and
 	// us. The kernel allows it to anybody, up to 64 MiB per user; beyond that pipes stay at 64 KiB.
 	pipeSize = 1 << 20
+	// xzNap is how long what the program prints may wait to be read. It prints 8 KiB at a time; woken for each, the
+	// reader, the spool and Nix's connection took processor time from it, on its own processor even. It fills
+	// such a pipe in 25 ms.
+	xzNap = 2 * time.Millisecond
+	// xzNapFrom, bytes: short NARs are not held up.
+	xzNapFrom = 2 << 20
 	// maxStderr is how much of the program's complaints is kept, in bytes.
 	maxStderr = 512
 )
@@ -84,14 +91,17 @@ func (g *goXZ) Read(p []byte) (n int, err error) {
 
 // xzChild is a running xz program: a goroutine feeds it from src, Read takes what it prints.
 type xzChild struct {
-	cmd    *exec.Cmd
-	out    *os.File
-	stderr limitedBuffer
-	fed    chan error // what ended the feeding, sent once
-	stop   context.CancelFunc
-	src    *body
-	over   bool  // it was waited for
-	err    error // what Read ends with
+	cmd     *exec.Cmd
+	out     *os.File
+	stderr  limitedBuffer
+	fed     chan error // what ended the feeding, sent once
+	stop    context.CancelFunc
+	src     *body
+	roomy   bool  // out has pipeSize
+	got     int64 // bytes read
+	emptied bool  // by the last Read
+	over    bool  // it was waited for
+	err     error // what Read ends with
 }
 
 func startXZ(ctx context.Context, path string, src *body) (*xzChild, error) {
@@ -109,9 +119,8 @@ func startXZ(ctx context.Context, path string, src *body) (*xzChild, error) {
 		inW.Close()
 		return nil, err
 	}
-	enlarge(inW)
-	enlarge(outW)
-	x.out = outR
+	roomy := enlarge(inW)
+	x.out, x.roomy = outR, enlarge(outW)
 	x.cmd = exec.CommandContext(ctx, path, "-d", "-c", "-q", "-T1", "--format=xz", "--memlimit-decompress="+strconv.Itoa(xzMemory))
 	x.cmd.Env = []string{"LC_ALL=C"} // XZ_OPT and XZ_DEFAULTS would change what it does
 	x.cmd.Dir = "/"
@@ -125,17 +134,21 @@ func startXZ(ctx context.Context, path string, src *body) (*xzChild, error) {
 		outR.Close()
 		return nil, err
 	}
-	go func() { x.fed <- feed(inW, src) }()
+	go func() { x.fed <- feed(inW, src, roomy) }()
 	return x, nil
 }
 
-// feed copies src to the program and closes the pipe. That the program stopped reading is its business.
-func feed(w *os.File, src io.Reader) error {
+// feed copies src to the program and closes the pipe, which has pipeSize if it is roomy. That the program
+// stopped reading is its business.
+func feed(w *os.File, src io.Reader, roomy bool) error {
 	defer w.Close()
 	buf := make([]byte, inBuffer)
 	for {
 		n, err := src.Read(buf)
 		if n > 0 {
+			if roomy && unread(w) > pipeSize*3/4 { // filled up, it would have us woken for each 8 KiB
+				time.Sleep(xzNap)
+			}
 			if _, werr := w.Write(buf[:n]); werr != nil {
 				return nil
 			}
@@ -154,7 +167,11 @@ func (x *xzChild) Read(p []byte) (int, error) {
 	if x.err != nil {
 		return 0, x.err
 	}
+	if x.emptied && x.roomy && x.got >= xzNapFrom {
+		time.Sleep(xzNap)
+	}
 	n, err := x.out.Read(p)
+	x.got, x.emptied = x.got+int64(n), n < len(p)
 	if err == nil || n > 0 {
 		return n, nil
 	}
