@@ -347,7 +347,7 @@ func (f *flight) look() (finished bool, silence time.Duration) {
 // arrived: a compressed NAR cannot be entered in its middle, and a central cache that sends its beginning
 // once more is not silent. mu is held.
 func (f *flight) passing(l *leg, now time.Time) bool {
-	body, ok := l.body.(NARBody)
+	body, ok := l.body.(*wireCounter)
 	if !ok || !l.passes {
 		return false
 	}
@@ -360,6 +360,7 @@ func (f *flight) passing(l *leg, now time.Time) bool {
 		return false
 	}
 	f.passed = n
+	body.count() // its Read returns only when it is there
 	return true
 }
 

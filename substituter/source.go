@@ -114,7 +114,7 @@ func (s upstreamSource) open(ctx context.Context, f *flight, off, _ int64) (io.R
 	return &wireCounter{NARBody: body, total: f.wired}, nil
 }
 
-// wireCounter adds up what an upstream sent, compressed, as often as somebody reads or asks for it.
+// wireCounter adds up what an upstream sent, compressed.
 type wireCounter struct {
 	NARBody
 	total func(int64)
@@ -123,19 +123,17 @@ type wireCounter struct {
 
 func (c *wireCounter) Read(p []byte) (int, error) {
 	n, err := c.NARBody.Read(p)
-	c.WireBytes()
+	c.count()
 	return n, err
 }
 
 func (c *wireCounter) Close() error {
 	err := c.NARBody.Close()
-	c.WireBytes()
+	c.count()
 	return err
 }
 
-// WireBytes implements NARBody.
-func (c *wireCounter) WireBytes() int64 {
+func (c *wireCounter) count() {
 	n := c.NARBody.WireBytes()
 	c.total(n - c.seen.Swap(n))
-	return n
 }
