@@ -28,6 +28,8 @@ const (
 	// reader, the spool and Nix's connection took processor time from it, on its own processor even. It fills
 	// such a pipe in 25 ms.
 	xzNap = 2 * time.Millisecond
+	// xzNaps bounds how long a program that reads nothing is waited for before it is written to.
+	xzNaps = 16
 	// xzNapFrom, bytes: short NARs are not held up.
 	xzNapFrom = 2 << 20
 	// maxStderr is how much of the program's complaints is kept, in bytes.
@@ -146,7 +148,7 @@ func feed(w *os.File, src io.Reader, roomy bool) error {
 	for {
 		n, err := src.Read(buf)
 		if n > 0 {
-			if roomy && unread(w) > pipeSize*3/4 { // filled up, it would have us woken for each 8 KiB
+			for i := 0; roomy && i < xzNaps && unread(w) > pipeSize*3/4; i++ { // full, it would have us woken for each 8 KiB
 				time.Sleep(xzNap)
 			}
 			if _, werr := w.Write(buf[:n]); werr != nil {
