@@ -165,7 +165,7 @@ func (p *plan) overdue() bool {
 // holds is fetching.
 func (p *plan) inHand() bool {
 	s := p.site()
-	return p.f.all.uplink.busy() || s != nil && p.claim.stage == StageFollowing && p.leader(s) != nil
+	return p.f.all.uplink.busyBeside(p.wired.grown(time.Now(), p.f.wireGot.Load())) || s != nil && p.claim.stage == StageFollowing && p.leader(s) != nil
 }
 
 // late tells whether a flight that is overdue is given up although it got bytes now and then: sources that

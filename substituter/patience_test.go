@@ -194,3 +194,20 @@ func TestACacheThatSendsTheBeginningAgainIsWaitedFor(t *testing.T) {
 		})
 	}
 }
+
+// What came for a flight itself makes no uplink busy to it, for as long as the uplink remembers it.
+func TestOwnBytesDoNotMakeTheUplinkBusy(t *testing.T) {
+	const step = 20_000 // bytes for each interval
+	u, own, now := &uplink{}, lately{}, time.Now()
+	for n := range int64(4 * uplinkWindow) {
+		now = now.Add(uplinkEvery)
+		total := min(n, uplinkWindow) * step // then it falls silent
+		u.sample(total)
+		if mine := own.grown(now, total); u.busyBeside(mine) {
+			t.Errorf("interval %d: busy beside %d own bytes", n, mine)
+		}
+		if n == uplinkWindow && (!u.busy() || !u.busyBeside(0)) {
+			t.Error("others' bytes would not make it busy")
+		}
+	}
+}

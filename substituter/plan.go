@@ -55,6 +55,7 @@ type plan struct {
 	heard   time.Time // of the latest news that ended a wait
 	whole   bool      // neighbours that are still fetching are asked for whole chunks only
 	try     try       // whether the central cache beside a neighbour pays
+	wired   lately    // what central caches sent for this flight
 }
 
 func newPlan(f *flight) *plan {
@@ -148,6 +149,7 @@ func (p *plan) ready() []source {
 // advance goes on with fetching, as long as bytes are missing. It fails when nothing is left to try.
 func (p *plan) advance(ctx context.Context, start func(*leg), running int) error {
 	finished, silence := p.f.look()
+	p.wired.grown(time.Now(), p.f.wireGot.Load())
 	if finished {
 		p.dismiss()
 		p.tell()

@@ -116,6 +116,31 @@ func (u *uplink) busy() bool {
 	return u.use > uplinkLeast && u.use > u.steady/2
 }
 
+// busyBeside is busy without n bytes that came in about the last window.
+func (u *uplink) busyBeside(n int64) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	use := u.use - float64(n)/(uplinkWindow*uplinkEvery.Seconds())
+	return use > uplinkLeast && use > u.steady/2
+}
+
+// lately tells how much a total grew in about the last window of the uplink.
+type lately struct {
+	at     []time.Time
+	totals []int64
+}
+
+// grown notes the total as of now, which is to be called several times a second.
+func (l *lately) grown(now time.Time, total int64) int64 {
+	for len(l.at) > 1 && now.Sub(l.at[1]) > (uplinkWindow+1)*uplinkEvery {
+		l.at, l.totals = l.at[1:], l.totals[1:]
+	}
+	if len(l.at) == 0 || now.Sub(l.at[len(l.at)-1]) >= uplinkEvery {
+		l.at, l.totals = append(l.at, now), append(l.totals, total)
+	}
+	return total - l.totals[0]
+}
+
 // overloaded tells whether this machine's own processors were late not long ago.
 func (u *uplink) overloaded() bool {
 	u.mu.Lock()
