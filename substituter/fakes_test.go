@@ -352,6 +352,7 @@ type fakePeer struct {
 	w  *world
 	id string
 	behaviour
+	stays bool // in the list, even after it let somebody down
 
 	mu                         sync.Mutex
 	opened                     []int64
@@ -370,7 +371,7 @@ func (w *world) peer(id string, b behaviour) *fakePeer {
 func (p *fakePeer) out() bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return len(p.convicts)+len(p.flakies) > 0
+	return len(p.convicts) > 0 || len(p.flakies) > 0 && !p.stays
 }
 
 func (p *fakePeer) ID() string         { return p.id }

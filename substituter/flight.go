@@ -96,6 +96,7 @@ type leg struct {
 	passed int64         // bytes of that, as sent, at the last progressStep of them
 
 	dismissed bool // it was ended because its bytes came from elsewhere
+	lags      bool // its source is a laggard, see laggards
 	slow      bool // another source was called in because it is so slow
 	double    bool // it brings the same as another leg; the first to come counts
 	doubled   bool // there is such a one

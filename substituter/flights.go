@@ -73,6 +73,7 @@ type flights struct {
 	trials       trials
 	idlers       sync.Map     // names of neighbours whose latest claim came to nothing, until one of them brings bytes
 	upstreamRate atomic.Int64 // NAR bytes per second that the central caches lately gave, 0 unknown
+	laggards     laggards     // neighbours that the central caches are quicker than
 	records      records      // of the central caches' NARs
 	distrust     sync.Map     // upstream URL → time.Time until which it is asked last
 	keep         int64        // bytes of landed spools kept for latecomers

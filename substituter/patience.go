@@ -126,7 +126,7 @@ func (l *leg) broke() time.Time {
 // hangs tells whether somebody else should try the leg's bytes; mu is held.
 func (l *leg) hangs(now time.Time) bool {
 	silent := l.silent(now)
-	return silent > l.src.patience() || silent > breakPatience && l.broke().After(l.lastByte)
+	return l.lags || silent > l.src.patience() || silent > breakPatience && l.broke().After(l.lastByte)
 }
 
 // engaged returns the sources that are at work, and which of them are central caches that have gone silent:

@@ -68,12 +68,11 @@ func newPlan(f *flight) *plan {
 
 // candidates returns the sources in the order in which they should be tried.
 func (p *plan) candidates() []source {
-	var list, slow []source
-	whole := map[string]bool{}
+	var list []source
+	whole, able := map[string]bool{}, p.upstreamAble()
 	for _, peer := range p.f.all.finder.peers.Holders(p.digest, p.f.v.NarSize()) {
 		whole[peer.ID()] = true
-		if peer.Cost(p.f.v.NarSize()) > p.tooLong() {
-			slow = append(slow, peerSource{peer})
+		if able && !p.announced(peer.ID()) && p.passes(peer) {
 			continue
 		}
 		list = append(list, peerSource{peer})
@@ -108,16 +107,12 @@ func (p *plan) candidates() []source {
 			list = append(list, s)
 		}
 	}
-	return slices.Concat(list, beyond, slow, last)
+	return slices.Concat(list, beyond, last)
 }
 
 // tooLong is how long a peer may need for the whole NAR before the central cache is the better choice.
 func (p *plan) tooLong() time.Duration {
-	rate := p.f.all.upstreamRate.Load()
-	if rate == 0 {
-		rate = helpRate
-	}
-	return followRatio * (helpLeast + time.Duration(float64(p.f.v.NarSize())/float64(rate)*float64(time.Second)))
+	return followRatio * (helpLeast + p.f.all.upstreamTakes(p.f.v.NarSize(), helpRate))
 }
 
 // ready returns the sources that are not at work, the most promising first.
@@ -180,6 +175,7 @@ func (p *plan) schedule(ctx context.Context, start func(*leg)) {
 	p.near = p.flying()
 	p.waitForChunks()
 	p.mindFar()
+	p.mindLaggards()
 	p.sources = p.candidates()
 	p.seekChain(ctx)
 	p.watchFirstByte()
@@ -420,6 +416,7 @@ func (p *plan) ended(l *leg, err error) {
 		p.f.all.idlers.Delete(name)
 	}
 	if err == nil && !overtaken {
+		p.judgeTempo(l.src, nil)
 		return
 	}
 	if got > 0 {
@@ -429,7 +426,7 @@ func (p *plan) ended(l *leg, err error) {
 		if trouble != nil {
 			p.failures[name]++
 			p.letDown[name] = time.Now()
-			l.src.flaky(trouble)
+			p.letDownBy(l.src, trouble)
 		}
 		return
 	}
@@ -440,7 +437,13 @@ func (p *plan) ended(l *leg, err error) {
 		p.failures[name]++
 	}
 	p.last = err
-	l.src.flaky(err)
+	p.letDownBy(l.src, err)
+}
+
+// letDownBy tells of a source that let the flight down.
+func (p *plan) letDownBy(src source, err error) {
+	p.judgeTempo(src, err)
+	src.flaky(err)
 }
 
 // trouble is what to say of a leg that was not needed in the end, nil if nothing; mu is held.
@@ -449,6 +452,8 @@ func (l *leg) trouble(now time.Time) error {
 	switch silent := l.silent(now); {
 	case silent > l.src.patience():
 		return fmt.Errorf("silent for %v after %d bytes", silent.Round(time.Millisecond), l.got)
+	case l.lags:
+		return fmt.Errorf("slow: %d bytes in %v", l.got, age.Round(time.Millisecond))
 	case l.hangs(now):
 		return fmt.Errorf("broke off after %d bytes", l.got)
 	case l.slow:
@@ -481,7 +486,7 @@ func (p *plan) dropLegs() {
 	}
 	f.mu.Unlock()
 	for _, b := range blamed {
-		b.src.flaky(b.err)
+		p.letDownBy(b.src, b.err)
 	}
 }
 
