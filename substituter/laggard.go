@@ -16,7 +16,6 @@ import (
 const (
 	firstLook   = 50 * time.Millisecond  // or what it usually takes to answer, if that is more
 	lookAllows  = 250 * time.Millisecond // beyond followRatio times what the central cache would need
-	lookRate    = 10e6                   // bytes per second that a central cache is taken to bring that none came from yet: so its rate is found out
 	probeBytes  = 256 << 10              // fewer may fit into the queues on the way, however slow the link
 	probeAllows = 100 * time.Millisecond // beyond what the central cache would need for as many
 	probeMost   = 2 * time.Second        // that one probe lasts
@@ -96,7 +95,7 @@ func (p *plan) probe(peer Peer) {
 		return
 	}
 	const n = probeBytes
-	allowed := probeAllows + all.upstreamTakes(n, lookRate)
+	allowed := probeAllows + all.upstreamTakes(n)
 	all.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(all.ctx, probeMost)
 		defer cancel()
@@ -115,12 +114,11 @@ func (p *plan) probe(peer Peer) {
 	})
 }
 
-// upstreamTakes is about how long a central cache takes for a NAR of n bytes; otherwise is its rate if that was not
-// measured, in bytes per second.
-func (a *flights) upstreamTakes(n int64, otherwise float64) time.Duration {
+// upstreamTakes is about how long a central cache takes for a NAR of n bytes.
+func (a *flights) upstreamTakes(n int64) time.Duration {
 	rate := float64(a.upstreamRate.Load())
 	if rate == 0 {
-		rate = otherwise
+		rate = helpRate
 	}
 	return time.Duration(float64(n) / rate * float64(time.Second))
 }
@@ -175,7 +173,7 @@ func (p *plan) mindLaggards() {
 		lags, known := all.laggards.of(src.ID())
 		if age := now.Sub(l.started); judge && !known && age >= max(firstLook, min(4*src.RTT(), peerSilenceMost)) {
 			needs := float64(l.end-l.pos) / max(float64(l.got), 1) * age.Seconds()
-			if needs > (lookAllows + followRatio*all.upstreamTakes(p.f.v.NarSize(), lookRate)).Seconds() {
+			if needs > (lookAllows + followRatio*all.upstreamTakes(p.f.v.NarSize())).Seconds() {
 				all.laggards.note(src.ID(), true)
 				lags = true
 			}

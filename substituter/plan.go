@@ -112,7 +112,7 @@ func (p *plan) candidates() []source {
 
 // tooLong is how long a peer may need for the whole NAR before the central cache is the better choice.
 func (p *plan) tooLong() time.Duration {
-	return followRatio * (helpLeast + p.f.all.upstreamTakes(p.f.v.NarSize(), helpRate))
+	return followRatio * (helpLeast + p.f.all.upstreamTakes(p.f.v.NarSize()))
 }
 
 // ready returns the sources that are not at work, the most promising first.
