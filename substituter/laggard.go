@@ -14,7 +14,7 @@ import (
 // Nix wait, is a laggard: as long as a central cache can be asked, it is asked for nothing that Nix waits for, only now and then
 // for a few bytes that show whether it has become quick again. It stays one when its connection is made anew.
 const (
-	firstLook   = 50 * time.Millisecond  // or what it usually takes to answer, if that is more
+	firstLook   = 100 * time.Millisecond // or what it usually takes to answer, if that is more
 	lookAllows  = 250 * time.Millisecond // beyond followRatio times what the central cache would need
 	probeBytes  = 256 << 10              // fewer may fit into the queues on the way, however slow the link
 	probeAllows = 100 * time.Millisecond // beyond what the central cache would need for as many
@@ -180,6 +180,11 @@ func (p *plan) mindLaggards() {
 		}
 		l.lags = lags && able
 	}
+}
+
+// flows tells whether a leg brings bytes at a rate that is no trouble to tell of: perhaps it merely began late. mu is held.
+func (l *leg) flows(now time.Time) bool {
+	return l.got > 0 && l.rate(now) >= helpRate && l.silent(now) < firstLook
 }
 
 // announced tells whether a neighbour told how far it is with the NAR: then it is waited for by the rules of claims.

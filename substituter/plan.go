@@ -287,7 +287,7 @@ func (p *plan) atWork(src source, now time.Time) (busy spans, victim *leg, most 
 func (p *plan) overtake(l *leg, now time.Time) {
 	for o := range p.f.legs {
 		if o.hangs(now) && o.pos < l.end && l.pos < o.end {
-			o.slow = !o.lags || o.silent(now) > firstLook
+			o.slow = !o.lags || !o.flows(now)
 		}
 	}
 }
@@ -452,7 +452,7 @@ func (l *leg) trouble(now time.Time) error {
 	switch silent := l.silent(now); {
 	case silent > l.src.patience():
 		return fmt.Errorf("silent for %v after %d bytes", silent.Round(time.Millisecond), l.got)
-	case l.lags && silent <= firstLook: // it brings bytes, perhaps a moment late: no reason to speak ill of it
+	case l.lags && l.flows(now): // it brings bytes, perhaps a moment late: no reason to speak ill of it
 		return nil
 	case l.lags:
 		return fmt.Errorf("slow: %d bytes in %v", l.got, age.Round(time.Millisecond))
