@@ -46,6 +46,18 @@ func (l *laggards) of(id string) (lags, known bool) {
 	return t != nil && t.lags, t != nil
 }
 
+// last returns the neighbours in their order, but those that lag after the others.
+func (l *laggards) last(peers []Peer) []Peer {
+	lags := func(p Peer) int {
+		if lags, _ := l.of(p.ID()); lags {
+			return 1
+		}
+		return 0
+	}
+	slices.SortStableFunc(peers, func(a, b Peer) int { return lags(a) - lags(b) })
+	return peers
+}
+
 // note takes down whether a neighbour was slower than a central cache would have been; what it brings in time does not
 // clear one that lags, since Nix may have waited: a probe does.
 func (l *laggards) note(id string, lags bool) {

@@ -52,7 +52,7 @@ func (s *Server) Locate(ctx context.Context, h verify.StoreHash) (Location, erro
 	if s.flights.has(got.v.NarHash()) {
 		loc.Holders = append(loc.Holders, Holder{Kind: HolderInFlight})
 	}
-	for _, p := range s.finder.peers.Holders(h.Digest(), got.v.NarSize()) {
+	for _, p := range s.flights.laggards.last(s.finder.peers.Holders(h.Digest(), got.v.NarSize())) {
 		loc.Holders = append(loc.Holders, Holder{Kind: HolderPeer, ID: p.ID()})
 	}
 	err = nil

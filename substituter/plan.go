@@ -70,7 +70,7 @@ func newPlan(f *flight) *plan {
 func (p *plan) candidates() []source {
 	var list []source
 	whole, able := map[string]bool{}, p.upstreamAble()
-	for _, peer := range p.f.all.finder.peers.Holders(p.digest, p.f.v.NarSize()) {
+	for _, peer := range p.f.all.laggards.last(p.f.all.finder.peers.Holders(p.digest, p.f.v.NarSize())) {
 		whole[peer.ID()] = true
 		if able && !p.announced(peer.ID()) && p.passes(peer) {
 			continue
