@@ -88,9 +88,7 @@ func TestWithoutRoomAndWithoutACacheItIsAMiss(t *testing.T) {
 		w := newWorld(t, 8*mib)
 		up := w.upstream("x", honest)
 		s := w.start()
-		if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != http.StatusOK {
-			t.Fatal(rec.Code)
-		}
+		w.knows(s)
 		up.become(behaviour{refuse: true})
 		s.flights.room.memory.Store(0)
 		s.flights.room.disk.Store(0)

@@ -164,6 +164,14 @@ func get(s *Server, path string, header ...string) *httptest.ResponseRecorder {
 	return rec
 }
 
+// knows lets the server learn of the path, as Nix does before it wants the NAR.
+func (w *world) knows(s *Server) {
+	w.t.Helper()
+	if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != http.StatusOK {
+		w.t.Fatal(rec.Code)
+	}
+}
+
 func (w *world) narURL() string { return binarycache.NARURL(w.path.Hash(), w.info.NarHash) }
 
 func (w *world) wantNAR(rec *httptest.ResponseRecorder) {

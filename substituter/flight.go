@@ -331,40 +331,6 @@ func (f *flight) fill(ctx context.Context, p *plan) error {
 	}
 }
 
-// look tells whether all bytes are there and how long none came.
-func (f *flight) look() (finished bool, silence time.Duration) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	now := time.Now()
-	for l := range f.legs {
-		if f.passing(l, now) {
-			f.progress = now
-		}
-	}
-	return f.written.front() == f.v.NarSize(), now.Sub(f.progress)
-}
-
-// passing tells whether the leg came nearer to its first byte than another did before it since bytes last
-// arrived: a compressed NAR cannot be entered in its middle, and a central cache that sends its beginning
-// once more is not silent. mu is held.
-func (f *flight) passing(l *leg, now time.Time) bool {
-	body, ok := l.body.(*wireCounter)
-	if !ok || !l.passes {
-		return false
-	}
-	n := body.WireBytes()
-	if n < l.passed+progressStep {
-		return false
-	}
-	l.lastByte, l.passed = now, n
-	if n < f.passed+progressStep {
-		return false
-	}
-	f.passed = n
-	body.count() // its Read returns only when it is there
-	return true
-}
-
 // waited is how long Nix has been waiting, or the flight has been under way if nobody asked for it.
 func (f *flight) waited() time.Duration {
 	f.mu.Lock()

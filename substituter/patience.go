@@ -129,6 +129,40 @@ func (l *leg) hangs(now time.Time) bool {
 	return l.lags || silent > l.src.patience() || silent > breakPatience && l.broke().After(l.lastByte)
 }
 
+// look tells whether all bytes are there and how long none came.
+func (f *flight) look() (finished bool, silence time.Duration) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	now := time.Now()
+	for l := range f.legs {
+		if f.passing(l, now) {
+			f.progress = now
+		}
+	}
+	return f.written.front() == f.v.NarSize(), now.Sub(f.progress)
+}
+
+// passing tells whether the leg came nearer to its first byte than another did before it since bytes last
+// arrived: a compressed NAR cannot be entered in its middle, and a central cache that sends its beginning
+// once more is not silent. mu is held.
+func (f *flight) passing(l *leg, now time.Time) bool {
+	body, ok := l.body.(*wireCounter)
+	if !ok || !l.passes {
+		return false
+	}
+	n := body.WireBytes()
+	if n < l.passed+progressStep {
+		return false
+	}
+	l.lastByte, l.passed = now, n
+	if n < f.passed+progressStep {
+		return false
+	}
+	f.passed = n
+	body.count() // its Read returns only when it is there
+	return true
+}
+
 // engaged returns the sources that are at work, and which of them are central caches that have gone silent:
 // these may be asked once more when nobody else is left, as what is dead may be the connection alone, and
 // again when Nix asks anew. While the uplink is busy silence says nothing, and where Nix waits too long already

@@ -65,9 +65,7 @@ func TestAnUpstreamInTroubleIsAskedLastForAWhile(t *testing.T) {
 		w.upstream("good", honest)
 		s := w.start()
 		start := time.Now()
-		if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != http.StatusOK {
-			t.Fatal(rec.Code)
-		}
+		w.knows(s)
 		synctest.Wait() // the question that lost is taken note of
 		w.wantNAR(get(s, w.narURL()))
 		if took := time.Since(start); took > time.Second {
@@ -108,9 +106,7 @@ func TestWithoutAnHonestSourceTheAnswerIsQuickAndSaysSo(t *testing.T) {
 			w := newWorld(t, 3*mib)
 			up := w.upstream("x", honest)
 			s := w.start()
-			if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != http.StatusOK {
-				t.Fatal(rec.Code)
-			}
+			w.knows(s)
 			up.become(b)
 			w.peer("p", b)
 			start := time.Now()
@@ -172,9 +168,7 @@ func TestACacheThatSendsTheBeginningAgainIsWaitedFor(t *testing.T) {
 				w := newWorld(t, 3*mib)
 				up := w.upstream("x", honest)
 				s := w.start()
-				if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != http.StatusOK {
-					t.Fatal(rec.Code)
-				}
+				w.knows(s)
 				up.become(b)
 				w.peer("dies", behaviour{corrupt: -1, stopAt: 2 * mib})
 				start := time.Now()

@@ -153,9 +153,7 @@ func TestUpstreamBytesStreamButPeerBytesWait(t *testing.T) {
 		w := newWorld(t, 20*mib) // smaller ones wait, too
 		w.upstream("x", behaviour{corrupt: -1, perRead: 10 * time.Millisecond})
 		s := w.start()
-		if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != http.StatusOK {
-			t.Fatal(rec.Code)
-		}
+		w.knows(s)
 		got, _ := s.finder.find(t.Context(), w.path.Hash())
 		r, _, err := s.flights.join(got.v, 0)
 		if err != nil {
@@ -192,9 +190,7 @@ func TestTheOnlyCentralCacheIsAskedAgainWhereAConnectionDied(t *testing.T) {
 		w := newWorld(t, 3*mib)
 		up := w.upstream("x", honest)
 		s := w.start()
-		if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != http.StatusOK {
-			t.Fatal(rec.Code)
-		}
+		w.knows(s)
 		up.become(behaviour{hangOpen: true})
 		time.AfterFunc(500*time.Millisecond, func() { up.become(honest) }) // which the question under way does not feel
 		start := time.Now()
@@ -214,9 +210,7 @@ func TestNixsPatienceBeginsWhenItAsks(t *testing.T) {
 				w := newWorld(t, 3*mib)
 				up := w.upstream("x", honest)
 				s := w.start()
-				if rec := get(s, w.path.Hash().String()+".narinfo"); rec.Code != http.StatusOK {
-					t.Fatal(rec.Code)
-				}
+				w.knows(s)
 				got, _ := s.finder.find(t.Context(), w.path.Hash())
 				up.become(b)
 				s.flights.prefetch(got.v)

@@ -110,11 +110,7 @@ func (u *uplink) sample(total int64) {
 }
 
 // busy tells whether more than half of what the uplink lately gave is under way now.
-func (u *uplink) busy() bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	return u.use > uplinkLeast && u.use > u.steady/2
-}
+func (u *uplink) busy() bool { return u.busyBeside(0) }
 
 // busyBeside is busy without n bytes that came in about the last window.
 func (u *uplink) busyBeside(n int64) bool {
