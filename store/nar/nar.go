@@ -134,28 +134,55 @@ func (e *entry) contents() int64 {
 
 func padded(n int64) int64 { return (n + wordSize - 1) &^ (wordSize - 1) }
 
+// The strings between names and contents, as they stand in the archive.
+var (
+	textMagic      = archived(magic)
+	textEntry      = archived("entry", "(", "name")
+	textNode       = archived("node")
+	textDirectory  = archived("(", "type", "directory")
+	textSymlink    = archived("(", "type", "symlink", "target")
+	textExecutable = archived("(", "type", "regular", "executable", "", "contents")
+	textRegular    = archived("(", "type", "regular", "contents")
+	textClose      = archived(")")
+)
+
+func archived(list ...string) (text string) {
+	for _, s := range list {
+		text += string(appendString(nil, s))
+	}
+	return text
+}
+
+// maxHead returns a bound for what appendHead appends, bytes.
+func (e *entry) maxHead() int64 {
+	n := int64(len(textMagic) + len(textEntry) + len(textNode) + len(textExecutable) + 4*wordSize + int(e.length))
+	if e.kind == kindSymlink {
+		n += e.size
+	}
+	return n
+}
+
 // appendHead appends the text of entry i up to its contents.
 func (n *NAR) appendHead(b []byte, i int) []byte {
 	e := &n.entries[i]
 	if e.parent < 0 {
-		b = appendStrings(b, magic)
+		b = append(b, textMagic...)
 	} else {
-		b = appendStrings(b, "entry", "(", "name")
+		b = append(b, textEntry...)
 		b = appendString(b, n.names[e.name:][:e.length])
-		b = appendStrings(b, "node")
+		b = append(b, textNode...)
 	}
-	b = appendStrings(b, "(", "type")
 	switch e.kind {
 	case kindDirectory:
-		b = appendStrings(b, "directory")
+		b = append(b, textDirectory...)
 	case kindSymlink:
-		b = appendStrings(b, "symlink", "target")
+		b = append(b, textSymlink...)
 		b = appendString(b, n.names[int(e.name)+int(e.length):][:e.size])
 	case kindExecutable:
-		b = appendStrings(b, "regular", "executable", "", "contents")
+		b = append(b, textExecutable...)
 		b = binary.LittleEndian.AppendUint64(b, uint64(e.size))
 	case kindRegular:
-		b = appendStrings(b, "regular", "contents")
+		b = append(b, textRegular...)
 		b = binary.LittleEndian.AppendUint64(b, uint64(e.size))
 	}
 	return b
@@ -164,25 +191,19 @@ func (n *NAR) appendHead(b []byte, i int) []byte {
 // appendTail appends what follows entry i's contents.
 func (n *NAR) appendTail(b []byte, i int) []byte {
 	e := &n.entries[i]
-	size := e.contents()
-	b = append(b, make([]byte, padded(size)-size)...)
+	b = append(b, padding[:-e.contents()&(wordSize-1)]...)
 	for range e.closes {
-		b = appendStrings(b, ")")
+		b = append(b, textClose...)
 	}
 	return b
 }
 
-func appendStrings(b []byte, list ...string) []byte {
-	for _, s := range list {
-		b = appendString(b, s)
-	}
-	return b
-}
+var padding [wordSize]byte
 
 func appendString[T string | []byte](b []byte, s T) []byte {
 	b = binary.LittleEndian.AppendUint64(b, uint64(len(s)))
 	b = append(b, s...)
-	return append(b, make([]byte, padded(int64(len(s)))-int64(len(s)))...)
+	return append(b, padding[:-len(s)&(wordSize-1)]...)
 }
 
 // entryAt returns the index of the entry whose part of the archive holds the byte at off.

@@ -5,10 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"runtime"
 	"sync"
 	"sync/atomic"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -33,7 +33,7 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 0, bufSize); return 
 // written. Fewer come with an error, which wraps [ErrChanged] or fs.ErrNotExist if the tree is no
 // longer what it was, [ErrRange] if the range does not lie within [0, Size]. Bytes before an error are
 // as the archive has them. If w is an io.ReaderFrom, large files are given to it as an
-// *io.LimitedReader over an *os.File, for which TCP connections and HTTP responses use sendfile.
+// *io.LimitedReader over a syscall.Conn, for which TCP connections and HTTP responses use sendfile.
 // An ended ctx is noticed between writes; a w that blocks for ever is the caller's to unblock.
 func (n *NAR) WriteRange(ctx context.Context, w io.Writer, off, length int64) (int64, error) {
 	if off < 0 || length < 0 || off > n.size || length > n.size-off {
@@ -108,12 +108,10 @@ func (s *stream) read() error {
 	}
 	for i := s.entryAt(s.pos); s.pos < s.end; i++ {
 		e := &s.entries[i]
-		s.text = s.appendHead(s.text[:0], i)
-		at := e.start
-		if err := s.literal(at); err != nil {
+		at, err := s.head(i)
+		if err != nil {
 			return err
 		}
-		at += int64(len(s.text))
 		size := e.contents()
 		isFile := e.kind == kindRegular || e.kind == kindExecutable
 		if isFile && s.pos < s.end && (s.pos < at+size || size == 0 && s.pos == at) {
@@ -127,6 +125,19 @@ func (s *stream) read() error {
 		}
 	}
 	return nil
+}
+
+// head emits what is wanted of the text of entry i before its contents, and returns where they begin.
+func (s *stream) head(i int) (int64, error) {
+	e := &s.entries[i]
+	if most := e.maxHead(); s.pos == e.start && most <= min(int64(cap(s.buf)-len(s.buf)), s.end-s.pos) { // nearly always
+		was := len(s.buf)
+		s.buf = s.appendHead(s.buf, i)
+		s.pos += int64(len(s.buf) - was)
+		return s.pos, nil
+	}
+	s.text = s.appendHead(s.text[:0], i)
+	return e.start + int64(len(s.text)), s.literal(e.start)
 }
 
 // literal emits the part of text, which stands at offset at, that is wanted.
@@ -181,14 +192,13 @@ func (s *stream) file(i int, off, length int64) (err error) {
 	}
 	switch {
 	case s.from != nil && length >= largeFile:
-		err = s.large(fd, name, e.size, off, length)
+		err = s.large(fd, e.size, off, length)
 	case off == 0 && length == e.size && length < largeFile:
 		err = s.small(fd, int(length))
-		unix.Close(fd)
 	default:
 		err = s.part(fd, e.size, off, length)
-		unix.Close(fd)
 	}
+	unix.Close(fd)
 	if err != nil {
 		return fmt.Errorf("%q: %w", name, err)
 	}
@@ -252,15 +262,44 @@ func (s *stream) part(fd int, size, off, length int64) error {
 	return expect(fd, size)
 }
 
-// large lets the writer take the file by itself. It closes fd.
-func (s *stream) large(fd int, name string, size, off, length int64) error {
-	f := os.NewFile(uintptr(fd), name)
-	defer f.Close()
+// file is an open file as far as sendfile, or copying, needs one. An *os.File would ask the poller for it, in
+// vain, and be watched by the garbage collector.
+type file int
+
+// Read implements io.Reader.
+func (f file) Read(p []byte) (n int, err error) {
+	err = retry(func() (err error) { n, err = unix.Read(int(f), p); return err })
+	if n == 0 && err == nil && len(p) > 0 {
+		return 0, io.EOF
+	}
+	return max(n, 0), err
+}
+
+// SyscallConn implements syscall.Conn.
+func (f file) SyscallConn() (syscall.RawConn, error) { return rawFile(f), nil }
+
+type rawFile int
+
+// Read implements syscall.RawConn.
+func (f rawFile) Read(do func(fd uintptr) bool) error {
+	for !do(uintptr(f)) {
+	}
+	return nil
+}
+
+// Control implements syscall.RawConn.
+func (f rawFile) Control(do func(fd uintptr)) error { do(uintptr(f)); return nil }
+
+// Write implements syscall.RawConn.
+func (f rawFile) Write(func(fd uintptr) bool) error { return errors.ErrUnsupported }
+
+// large lets the writer take the file by itself.
+func (s *stream) large(fd int, size, off, length int64) error {
 	if err := expect(fd, size); err != nil {
 		return err
 	}
 	if off > 0 {
-		if _, err := f.Seek(off, io.SeekStart); err != nil {
+		if _, err := unix.Seek(fd, off, io.SeekStart); err != nil {
 			return err
 		}
 	}
@@ -272,7 +311,7 @@ func (s *stream) large(fd int, name string, size, off, length int64) error {
 			return err
 		}
 		step := min(length, copyStep)
-		k, err := s.from.ReadFrom(&io.LimitedReader{R: f, N: step})
+		k, err := s.from.ReadFrom(&io.LimitedReader{R: file(fd), N: step})
 		s.written += k
 		s.pos, length = s.pos+k, length-k
 		if err != nil {
