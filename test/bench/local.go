@@ -38,8 +38,9 @@ func (res *result) costs(x contender, series string, n int64, run func() (time.D
 	return err
 }
 
-// servers starts nginx, an agent and, if there is one, harmonia on the same corpus and warms them up.
-func (b *bench) servers(name string) (c *corpus, all []contender, stop func(), err error) {
+// servers starts nginx, an agent, if there is one harmonia, and with floor that, on the same corpus and warms
+// them up.
+func (b *bench) servers(name string, floor bool) (c *corpus, all []contender, stop func(), err error) {
 	if c, err = b.corpus(name); err != nil {
 		return nil, nil, nil, err
 	}
@@ -58,8 +59,9 @@ func (b *bench) servers(name string) (c *corpus, all []contender, stop func(), e
 		{"flurry", func() (*server, error) { return b.agent(agentConfig{store: c}) }},
 		{"before", func() (*server, error) { return b.agent(agentConfig{store: c, binary: b.before}) }},
 		{"harmonia", func() (*server, error) { return b.harmonia(c) }},
+		{"floor", func() (*server, error) { return b.floor(c) }},
 	} {
-		if x.name == "paced nginx" && (!paces() || name != "closure") || x.name == "harmonia" && b.harmoniaBinary == "" || x.name == "before" && b.before == "" {
+		if x.name == "paced nginx" && (!paces() || name != "closure") || x.name == "harmonia" && b.harmoniaBinary == "" || x.name == "before" && b.before == "" || x.name == "floor" && !floor {
 			continue
 		}
 		s, err := x.start()
@@ -98,6 +100,11 @@ func (res *result) timesOf(all []contender, series string) {
 	}
 }
 
+// aboveFloor adds how long flurry took, as a multiple of what the least that a server of files can do takes.
+func (res *result) aboveFloor(series string) {
+	res.plain("time of flurry / floor"+series, res.median("flurry"+series)/res.median("floor"+series))
+}
+
 // turns runs one measurement of each contender per round, in an order that alternates.
 func (b *bench) turns(list []contender, measure func(contender) error) error {
 	for i := range b.rounds {
@@ -117,7 +124,7 @@ func (b *bench) turns(list []contender, measure func(contender) error) error {
 }
 
 func narInfoRow(b *bench) (*result, error) {
-	c, all, stop, err := b.servers("closure")
+	c, all, stop, err := b.servers("closure", false)
 	if err != nil {
 		return nil, err
 	}
@@ -151,7 +158,7 @@ func narInfoRow(b *bench) (*result, error) {
 }
 
 func absentRow(b *bench) (*result, error) {
-	_, all, stop, err := b.servers("closure")
+	_, all, stop, err := b.servers("closure", false)
 	if err != nil {
 		return nil, err
 	}
@@ -193,7 +200,7 @@ func absentRow(b *bench) (*result, error) {
 }
 
 func narsRow(b *bench) (*result, error) {
-	c, all, stop, err := b.servers("closure")
+	c, all, stop, err := b.servers("closure", true)
 	if err != nil {
 		return nil, err
 	}
@@ -211,6 +218,7 @@ func narsRow(b *bench) (*result, error) {
 		}
 		res.most(fmt.Sprintf("time of flurry / nginx, %d connections", n), res.median(series("flurry"))/res.median(series("nginx")), asked[n])
 		res.timesOf(all, series(""))
+		res.aboveFloor(series(""))
 		if paces() {
 			res.plain(fmt.Sprintf("time of flurry / paced nginx, %d connections", n), res.median(series("flurry"))/res.median(series("paced nginx")))
 		}
@@ -245,7 +253,7 @@ func extremesRow(b *bench) (*result, error) {
 
 // simple times all NARs of a corpus.
 func (b *bench) simple(name string, conns int) (*result, error) {
-	c, all, stop, err := b.servers(name)
+	c, all, stop, err := b.servers(name, true)
 	if err != nil {
 		return nil, err
 	}
@@ -257,6 +265,7 @@ func (b *bench) simple(name string, conns int) (*result, error) {
 	})
 	if err == nil {
 		res.timesOf(all, ", "+name)
+		res.aboveFloor(", " + name)
 	}
 	return res, err
 }

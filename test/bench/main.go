@@ -59,6 +59,8 @@ func main() {
 			serveTrivial()
 		case proxyServe:
 			serveProxy(os.Args[2:])
+		case floorServe:
+			serveFloor(os.Args[2:])
 		}
 	}
 	if err := run(); err != nil {
