@@ -23,28 +23,34 @@ import (
 )
 
 const (
-	dialPatience  = 5 * time.Second
-	redialFirst   = 250 * time.Millisecond
-	redialMost    = 30 * time.Second
-	hintLife      = 5 * time.Minute // a hint without Keep is redialled that long after it was last heard
-	maxHints      = 2000
-	dialsAtOnce   = 16
-	shortVisit    = 5 * time.Second        // a connection that did not last that long counts as a failed dial
-	selfPause     = time.Minute            // after an address turned out to be our own, or somebody who says so
-	quicLaterThan = 100 * time.Millisecond // QUIC costs 2.5 to 3 times the CPU of TCP+TLS
+	dialPatience = 5 * time.Second
+	redialFirst  = 250 * time.Millisecond
+	redialMost   = 30 * time.Second
+	hintLife     = 5 * time.Minute // a hint without Keep is redialled that long after it was last heard
+	maxHints     = 2000
+	dialsAtOnce  = 16
+	shortVisit   = 5 * time.Second // a connection that did not last that long counts as a failed dial
+	selfPause    = time.Minute     // after an address turned out to be our own, or somebody who says so
+	// QUIC costs 2.5 to 3 times the CPU of TCP and TLS. Machines of a LAN that are busy need longer than a tenth of a
+	// second for a handshake, and would stay with it. Where TCP is refused QUIC is tried at once.
+	quicLater    = 100 * time.Millisecond
+	quicLaterLAN = time.Second
 )
 
-// rankDials tries TCP at once and QUIC a little later: on a LAN TCP is the faster one, and QUIC is for
-// peers behind a NAT.
+// rankDials tries TCP at once and QUIC later: on a LAN TCP is the faster one, and QUIC is for peers behind a NAT.
 func rankDials(addrs []ma.Multiaddr) []network.AddrDelay {
 	out := make([]network.AddrDelay, 0, len(addrs))
 	for _, a := range addrs {
+		lan := manet.IsPrivateAddr(a) || manet.IsIPLoopback(a)
 		var delay time.Duration
 		if _, err := a.ValueForProtocol(ma.P_TCP); err != nil {
-			delay += quicLaterThan
+			delay = quicLater
+			if lan {
+				delay = quicLaterLAN
+			}
 		}
-		if !manet.IsPrivateAddr(a) && !manet.IsIPLoopback(a) {
-			delay += quicLaterThan
+		if !lan {
+			delay += quicLater
 		}
 		out = append(out, network.AddrDelay{Addr: a, Delay: delay})
 	}

@@ -73,8 +73,11 @@ type Upstream interface {
 	URL() string
 	// Trouble tells what went wrong with it, for operators.
 	Trouble(err error)
-	// Heard is when it last answered anything or sent bytes of a NAR; zero: never.
-	Heard() time.Time
+	// SetBusy names, before it is used, what tells whether the link is busy with what this site gets.
+	SetBusy(busy func() bool)
+	// Sends tells whether it answered anything or sent bytes of a NAR not longer than d ago; a busy link explains
+	// longer silence.
+	Sends(d time.Duration) bool
 	// NarInfo returns a verified narinfo and its text as received.
 	NarInfo(ctx context.Context, h verify.StoreHash) (*verify.Verified, string, error)
 	// Parse verifies a text that NarInfo once returned.

@@ -484,13 +484,19 @@ func (u *fakeUpstream) now() behaviour {
 	return u.behaviour
 }
 
+func (u *fakeUpstream) Sends(d time.Duration) bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return time.Since(u.heard) < d
+}
+
 func (u *fakeUpstream) Trouble(err error) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
 	u.troubles = append(u.troubles, err)
 }
 
-func (u *fakeUpstream) Heard() time.Time                                 { u.mu.Lock(); defer u.mu.Unlock(); return u.heard }
+func (u *fakeUpstream) SetBusy(func() bool)                              {}
 func (u *fakeUpstream) URL() string                                      { return "http://" + u.name }
 func (u *fakeUpstream) CanForward(string) bool                           { return false }
 func (u *fakeUpstream) Forward(http.ResponseWriter, *http.Request) error { return ErrAbsent }

@@ -19,7 +19,7 @@ import (
 // Patience with narinfo questions. Nix wants an answer in well under a second and no error, ever.
 const (
 	findPatience     = 3500 * time.Millisecond // all sources together; then it is a miss
-	findBusy         = 15 * time.Second        // while a central cache sends other things
+	findBusy         = 30 * time.Second        // while a central cache sends other things
 	findHeard        = 2500 * time.Millisecond // ago, at most: in a queue that overflows one connection may get nothing for seconds
 	peerHedgeLeast   = 100 * time.Millisecond  // a busy LAN peer answers within that; after that much silence of a peer the next source is asked too
 	peerHedgeMost    = 300 * time.Millisecond
@@ -128,11 +128,11 @@ func (f *finder) lookupAndKeep(ctx context.Context, h verify.StoreHash) (*found,
 // whole office starts at once; its answer is on its way, and a miss would fail a build.
 func (f *finder) patiently(ctx context.Context) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithCancelCause(ctx)
-	heard := func(up Upstream) bool { return time.Since(up.Heard()) < findHeard }
+	sends := func(up Upstream) bool { return up.Sends(findHeard) }
 	last := time.Now().Add(findBusy)
 	var look *time.Timer
 	look = time.AfterFunc(time.Hour, func() {
-		if time.Now().Before(last) && slices.ContainsFunc(f.upstreams, heard) {
+		if time.Now().Before(last) && slices.ContainsFunc(f.upstreams, sends) {
 			look.Reset(findHeard / 8)
 			return
 		}

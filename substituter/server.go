@@ -89,6 +89,9 @@ func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Up
 	s.flights.internet, s.flights.offload = cfg.Internet, cfg.Offload
 	s.flights.dir, s.flights.finder, s.flights.stats = spools, s.finder, &s.Stats
 	s.finder.wired = s.flights.uplink.wired
+	for _, up := range upstreams {
+		up.SetBusy(s.flights.uplink.busy)
+	}
 	s.flights.log, s.flights.now, s.flights.keep = cfg.Log, cfg.Now, cfg.CacheSize
 	s.flights.create = createSpoolFile
 	s.flights.room.memory.Store(cfg.MaxBuffer)

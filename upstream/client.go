@@ -18,8 +18,12 @@ import (
 	"github.com/flurry-nix/flurry/verify"
 )
 
-// headerBusy is how many times its timeout a header may take while the cache sends other things.
-const headerBusy = 5
+const (
+	headerBusy = 45 * time.Second // a header may take while the cache sends other things
+	// Silence that a busy link explains: of connections in a queue that overflows, one machine's may all get
+	// nothing for seconds.
+	silentBusy = 10 * time.Second
+)
 
 // Client asks one cache. Safe for concurrent use. Its requests end with their contexts; it keeps no
 // goroutine of its own beyond idle connections, which [Client.Close] drops.
@@ -42,6 +46,7 @@ type Client struct {
 	wire     atomic.Int64 // bytes of bodies received
 	denied   atomic.Bool  // its latest answer was 401
 	heard    atomic.Int64 // when it last answered or sent a NAR's bytes, in Unix nanoseconds; 0: never
+	busy     func() bool  // whether the link is busy with what this site's machines get; may be nil
 
 	mu     sync.Mutex // guards all below
 	rtt    rttEstimate
@@ -50,12 +55,15 @@ type Client struct {
 	skew   *time.Duration // its clock minus ours, as of its latest answer; nil unknown
 }
 
-// Heard returns when the cache last answered a request or sent bytes of a NAR; zero: never.
-func (c *Client) Heard() time.Time {
-	if at := c.heard.Load(); at != 0 {
-		return time.Unix(0, at)
-	}
-	return time.Time{}
+// SetBusy names what tells whether the link is busy with what the machines of this site get from central caches. It
+// is to be called before the client is used.
+func (c *Client) SetBusy(busy func() bool) { c.busy = busy }
+
+// Sends tells whether the cache answered a request or sent bytes of a NAR not longer than d ago, or within 10 s
+// while the link is busy.
+func (c *Client) Sends(d time.Duration) bool {
+	silent := time.Since(time.Unix(0, c.heard.Load()))
+	return silent < d || silent < silentBusy && c.busy != nil && c.busy()
 }
 
 // URL returns the cache's address without credentials, parameters or trailing slash.
@@ -183,15 +191,15 @@ func (c *Client) ask(r request) (*http.Response, error) {
 }
 
 // awaitHeader cancels r if no answer's header comes in time. As long as the cache sends other things, its link is
-// busy and this answer may be queued behind them: it may take headerBusy times as long then. answered stops the
+// busy and this answer may be queued behind them: it may take headerBusy then. answered stops the
 // clock; false means that it was too late.
 func (c *Client) awaitHeader(r request) (answered func() bool) {
 	const waiting, came, late = 0, 1, 2
 	var state atomic.Int32
-	last := time.Now().Add(headerBusy * r.timeout)
+	last := time.Now().Add(headerBusy)
 	var timer *time.Timer
 	timer = time.AfterFunc(time.Hour, func() {
-		if time.Since(c.Heard()) < r.timeout && time.Now().Before(last) {
+		if c.Sends(r.timeout) && time.Now().Before(last) {
 			if state.Load() == waiting {
 				timer.Reset(r.timeout / 4)
 			}

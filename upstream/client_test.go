@@ -131,27 +131,43 @@ func TestFaultsOfNarInfos(t *testing.T) {
 func TestAnAnswerIsWaitedForWhileTheCacheSendsOtherThings(t *testing.T) {
 	c := newCache(t)
 	late, other := c.add(random(10), "none"), c.add(random(11), "none")
-	for _, busy := range []bool{false, true} {
-		c.fault("/"+late.String()+".narinfo", "late:1500ms")
-		u := c.client(func(cfg *Config) { cfg.Timeouts.NarInfo = 800 * time.Millisecond })
-		done := make(chan struct{})
-		var others sync.WaitGroup
-		others.Go(func() {
-			for busy {
+	for name, k := range map[string]struct {
+		sends, heard, busy, waits bool
+	}{
+		"silent":                            {},
+		"silent, was heard":                 {heard: true},
+		"sends":                             {sends: true, waits: true},
+		"busy link, was heard":              {heard: true, busy: true, waits: true},
+		"link busy with other caches' data": {busy: true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			c.fault("/"+late.String()+".narinfo", "late:1500ms")
+			u := c.client(func(cfg *Config) {
+				cfg.Timeouts.NarInfo, cfg.Timeouts.NarInfoFloor = 800*time.Millisecond, 800*time.Millisecond
+			})
+			u.SetBusy(func() bool { return k.busy })
+			if k.heard {
 				u.NarInfo(t.Context(), other)
-				select {
-				case <-done:
-					return
-				case <-time.After(20 * time.Millisecond):
+			}
+			done := make(chan struct{})
+			var others sync.WaitGroup
+			others.Go(func() {
+				for k.sends {
+					u.NarInfo(t.Context(), other)
+					select {
+					case <-done:
+						return
+					case <-time.After(20 * time.Millisecond):
+					}
 				}
+			})
+			_, _, err := u.NarInfo(t.Context(), late)
+			close(done)
+			others.Wait()
+			if k.waits && err != nil || !k.waits && !errors.Is(err, ErrUnreachable) {
+				t.Error(err)
 			}
 		})
-		_, _, err := u.NarInfo(t.Context(), late)
-		close(done)
-		others.Wait()
-		if busy && err != nil || !busy && !errors.Is(err, ErrUnreachable) {
-			t.Errorf("busy: %v: %v", busy, err)
-		}
 	}
 }
 

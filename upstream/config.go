@@ -51,7 +51,7 @@ type Timeouts struct {
 	TLS           time.Duration // handshake; default 5 s
 	NarInfo       time.Duration // until a narinfo's header, at most; default 5 s, lowered to NarInfoFloor on a fast link
 	NarInfoFloor  time.Duration // what NarInfo is lowered to at most; default 2 s: a CDN's miss is slower than its hits
-	Small         time.Duration // a narinfo or nix-cache-info as a whole; default 10 s
+	Small         time.Duration // a narinfo's or nix-cache-info's body; default 10 s
 	Header        time.Duration // until a NAR's header; default 10 s
 	Idle          time.Duration // no byte of a body for so long means it stalled; default 10 s
 	SlowWindow    time.Duration // in every such time spent waiting a body must bring minRate; default 60 s

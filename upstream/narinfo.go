@@ -99,8 +99,6 @@ func (c *Client) small(ctx context.Context, name string, limit int64, urgent boo
 	if err != nil {
 		return nil, err
 	}
-	ctx, stop := context.WithTimeoutCause(ctx, c.t.Small, errTooSlow)
-	defer stop()
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	start := time.Now()
@@ -117,11 +115,13 @@ func (c *Client) small(ctx context.Context, name string, limit int64, urgent boo
 		resp.Body.Close()
 		return nil, c.note(&UnreachableError{URL: show(u), Cause: &StatusError{resp.StatusCode}})
 	}
-	return c.readSmall(ctx, u, resp, limit)
+	return c.readSmall(ctx, cancel, u, resp, limit)
 }
 
-func (c *Client) readSmall(ctx context.Context, u *url.URL, resp *http.Response, limit int64) ([]byte, error) {
+func (c *Client) readSmall(ctx context.Context, cancel context.CancelCauseFunc, u *url.URL, resp *http.Response, limit int64) ([]byte, error) {
 	defer resp.Body.Close()
+	late := time.AfterFunc(c.t.Small, func() { cancel(errTooSlow) })
+	defer late.Stop()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, limit+1))
 	c.wire.Add(int64(len(b)))
 	switch {

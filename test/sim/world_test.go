@@ -447,7 +447,8 @@ func (s *site) News(d verify.PathDigest) <-chan struct{} {
 type central struct{ w *world }
 
 func (c *central) URL() string                                      { return "http://central" }
-func (c *central) Heard() time.Time                                 { return time.Time{} }
+func (c *central) SetBusy(func() bool)                              {}
+func (c *central) Sends(time.Duration) bool                         { return false }
 func (c *central) Trouble(error)                                    {}
 func (c *central) CanForward(string) bool                           { return false }
 func (c *central) Forward(http.ResponseWriter, *http.Request) error { return substituter.ErrAbsent }
