@@ -25,8 +25,8 @@ const (
 	maxFlightBody = 256 << 10            // bytes of a frame
 	flightGather  = 4 * time.Millisecond // announcements come in bursts: one frame for many
 	// What need not be told at once waits for flightLazy for each peer that is told, flightLazyMost at most: all tell all.
-	flightLazy     = 10 * time.Millisecond
-	flightLazyMost = 250 * time.Millisecond
+	flightLazy     = 20 * time.Millisecond
+	flightLazyMost = 500 * time.Millisecond
 	flightRate     = 512 << 10 // bytes a second of announcements from one peer, in the long run
 	flightBurst    = 4 << 20
 	flightOpening  = 10 * time.Second
@@ -89,7 +89,7 @@ func newFlightBoard() *flightBoard {
 }
 
 // Tell announces this machine's progress with a publicly signed NAR to all peers; unless at once, together with
-// what else there is to tell within a quarter of a second.
+// what else there is to tell within half a second.
 func (h *Host) Tell(d verify.PathDigest, p Progress, atOnce bool) {
 	b, key, peers := h.board, d.Key(), h.Neighbours()
 	b.mu.Lock()
@@ -133,11 +133,9 @@ func (h *Host) Flying(d verify.PathDigest) []Flying {
 	defer b.mu.Unlock()
 	var out []Flying
 	for p, told := range b.theirs[d.Key()] {
-		if p.Banned() || p.discredited(now) {
-			continue
+		if suspect, heeded := p.heeded(now); heeded {
+			out = append(out, Flying{p, suspect, told.Progress})
 		}
-		_, ok := p.costNow(now, 0)
-		out = append(out, Flying{p, !ok, told.Progress})
 	}
 	return out
 }

@@ -132,8 +132,7 @@ func (p *Peer) scopeLocked() verify.Scope {
 func (p *Peer) costNow(now time.Time, size int64) (cost time.Duration, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	suspect := now.Before(p.suspectUntil) || p.failures > 0 && p.checking.Load() // a ping is deciding
-	if p.connectedAt.IsZero() || suspect || now.Before(p.bannedUntil) {
+	if !p.askableLocked(now) {
 		return 0, false
 	}
 	return p.costLocked(now, size), true
@@ -170,11 +169,20 @@ func (p *Peer) falseShareLocked(now time.Time) float64 {
 	return p.falseShare * math.Exp2(-age.Seconds()/falseHalfLife.Seconds())
 }
 
-// discredited tells whether the peer's announcements are better ignored: most of what it said was of no use.
-func (p *Peer) discredited(now time.Time) bool {
+// heeded tells whether what the peer told counts, and whether it is better left alone for the moment.
+func (p *Peer) heeded(now time.Time) (suspect, ok bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.falseShareLocked(now) > discreditedAt
+	if now.Before(p.bannedUntil) || p.falseShareLocked(now) > discreditedAt {
+		return false, false
+	}
+	return !p.askableLocked(now), true
+}
+
+// askableLocked tells whether the peer is connected and may be asked.
+func (p *Peer) askableLocked(now time.Time) bool {
+	suspect := now.Before(p.suspectUntil) || p.failures > 0 && p.checking.Load() // a ping is deciding
+	return !p.connectedAt.IsZero() && !suspect && !now.Before(p.bannedUntil)
 }
 
 // Cost estimates how long the peer takes to send size bytes.

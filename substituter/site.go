@@ -284,9 +284,10 @@ func (p *plan) offers(n *Flying) bool {
 	return p.missing(n, p.whole)
 }
 
-// leader returns a neighbour whose claim comes before ours, or that has it all already; nil if there is none.
+// leader returns a neighbour whose claim comes before ours, or that has it all already, as of this round of scheduling; nil
+// if there is none.
 func (p *plan) leader(s Site) *Flying {
-	for _, n := range s.Flying(p.digest) {
+	for _, n := range p.near {
 		id, name := n.Peer.ID(), peerSource{n.Peer}.name()
 		if p.claim.ignored[id] {
 			continue
