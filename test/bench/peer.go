@@ -37,13 +37,18 @@ func (n *neighbours) stop() {
 
 // neighbours starts both; the connection goes through a relay if through is not nil.
 func (b *bench) neighbours(c *corpus, through func(target string) (string, error)) (n *neighbours, err error) {
+	return b.neighboursOf("", c, through)
+}
+
+// neighboursOf is neighbours of a binary, "" for the one that is measured.
+func (b *bench) neighboursOf(binary string, c *corpus, through func(target string) (string, error)) (n *neighbours, err error) {
 	n = &neighbours{}
 	defer func() {
 		if err != nil {
 			n.stop()
 		}
 	}()
-	if n.has, err = b.agent(agentConfig{store: c}); err != nil {
+	if n.has, err = b.agent(agentConfig{store: c, binary: binary}); err != nil {
 		return n, err
 	}
 	addr, err := n.has.multiaddr(b)
@@ -59,7 +64,7 @@ func (b *bench) neighbours(c *corpus, through func(target string) (string, error
 		_, parts[4], _ = net.SplitHostPort(other)
 		addr = strings.Join(parts, "/")
 	}
-	if n.asks, err = b.agent(agentConfig{static: addr, cacheSize: c.bytes() * 5 / 4}); err != nil { // room for all at once
+	if n.asks, err = b.agent(agentConfig{static: addr, cacheSize: c.bytes() * 5 / 4, binary: binary}); err != nil { // room for all at once
 		return n, err
 	}
 	return n, n.asks.knows(b, len(c.Paths))

@@ -36,6 +36,13 @@ func cpuRow(b *bench) (*result, error) {
 		return nil, err
 	}
 	defer n.stop()
+	older := n
+	if b.before != "" {
+		if older, err = b.neighboursOf(b.before, c, nil); err != nil {
+			return nil, err
+		}
+		defer older.stop()
+	}
 	res := &result{}
 	p := c.Paths[0]
 	tree := ""
@@ -58,13 +65,22 @@ func cpuRow(b *bench) (*result, error) {
 		{tcp, func() (time.Duration, error) { return tcpStage(file) }},
 		{bare, func() (time.Duration, error) { return plainTCP(b.ctx, tree, b.tmp) }},
 	}
-	const ours = "flurry, sender and receiver"
+	const ours, before = "flurry, sender and receiver", "before, sender and receiver"
 	for range b.rounds {
 		t, err := n.fromPeer(b, p)
 		if err != nil {
 			return nil, err
 		}
 		res.sample(ours, "CPU s/GB", t.cpu.Seconds()/gb)
+		res.sample(ours+", verified", "GB/s", gb/t.first.Seconds())
+		if older != n {
+			if t, err = older.fromPeer(b, p); err != nil {
+				return nil, err
+			}
+			res.sample(before, "CPU s/GB", t.cpu.Seconds()/gb)
+			res.sample(before+", verified", "GB/s", gb/t.first.Seconds())
+			older.forget(b)
+		}
 		for _, s := range stages {
 			used, err := s.run()
 			if err != nil {

@@ -4,6 +4,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"time"
@@ -92,14 +93,36 @@ func xzRow(b *bench) (*result, error) {
 	defer up.stop()
 	p := c.Paths[0]
 	res := &result{}
-	err = b.turns([]contender{{name: "xz -dc"}, {name: "flurry"}}, func(x contender) error {
-		if x.name != "flurry" {
+	contenders := []contender{{name: "xz -dc"}, {name: "xz -dc into a file"}, {name: "flurry"}}
+	if b.before != "" {
+		contenders = append(contenders, contender{name: "before"})
+	}
+	err = b.turns(contenders, func(x contender) error {
+		binary := ""
+		switch x.name {
+		case "before":
+			binary = b.before
+		case "flurry":
+		default:
+			cmd := exec.CommandContext(b.ctx, "xz", "-dc", filepath.Join(c.static(), p.NARName+".xz"))
+			if x.name != "xz -dc" {
+				file, err := os.CreateTemp(b.tmp, "xz-")
+				if err != nil {
+					return err
+				}
+				defer os.Remove(file.Name())
+				defer file.Close()
+				cmd.Stdout = file
+			}
 			start := time.Now()
-			err := exec.CommandContext(b.ctx, "xz", "-dc", filepath.Join(c.static(), p.NARName+".xz")).Run()
+			err := cmd.Run()
 			res.sample(x.name, "MB/s", float64(p.Size)/1e6/time.Since(start).Seconds())
+			if err == nil {
+				res.sample(x.name+", of xz", "CPU s", (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Seconds())
+			}
 			return err
 		}
-		f, err := b.agent(agentConfig{upstream: up.addr})
+		f, err := b.agent(agentConfig{upstream: up.addr, binary: binary})
 		if err != nil {
 			return err
 		}
@@ -107,12 +130,18 @@ func xzRow(b *bench) (*result, error) {
 		if _, err := fetch(f.addr, 1, 1, c.narInfos(), 200, nil); err != nil {
 			return err
 		}
+		used := f.cpu()
 		d, err := fetch(f.addr, 1, 1, []string{p.NARName}, 200, []int64{p.Size})
 		res.sample(x.name, "MB/s", float64(p.Size)/1e6/d.Seconds())
+		res.sample(x.name+" and xz", "CPU s", (f.cpu() - used).Seconds())
 		return err
 	})
 	if err != nil {
 		return nil, err
+	}
+	res.plain("rate of flurry / xz -dc into a file", res.median("flurry")/res.median("xz -dc into a file"))
+	if b.before != "" {
+		res.plain("rate of before / xz -dc", res.median("before")/res.median("xz -dc"))
 	}
 	res.least("rate of flurry / xz -dc", res.median("flurry")/res.median("xz -dc"), 0.95)
 	return res, nil
