@@ -109,12 +109,12 @@ type xzChild struct {
 func startXZ(ctx context.Context, path string, src *body) (*xzChild, error) {
 	ctx, stop := context.WithCancel(ctx)
 	x := &xzChild{stop: stop, src: src, fed: make(chan error, 1)}
-	inR, inW, err := os.Pipe()
+	inR, inW, err := pipe()
 	if err != nil {
 		stop()
 		return nil, err
 	}
-	outR, outW, err := os.Pipe()
+	outR, outW, err := pipe()
 	if err != nil {
 		stop()
 		inR.Close()
