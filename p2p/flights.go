@@ -363,18 +363,18 @@ func (h *Host) tellFlightsOnce(ctx context.Context, p *Peer) error {
 	told := int64(-1)
 	for version := int64(0); ; {
 		bodies, now, news := h.board.since(version)
-		if n := h.board.ownFetched(); n != told && !h.paused.Load() {
-			if err := writeFrame(s, frameFetched, binary.AppendUvarint(nil, uint64(n))); err != nil {
-				return err
+		if !h.paused.Load() {
+			var frames []byte // in one write
+			if n := h.board.ownFetched(); n != told {
+				frames, told = appendFrame(frames, frameFetched, binary.AppendUvarint(nil, uint64(n))), n
 			}
-			told = n
-		}
-		for _, body := range bodies {
-			if h.paused.Load() {
-				break
+			for _, body := range bodies {
+				frames = appendFrame(frames, frameFlights, body)
 			}
-			if err := writeFrame(s, frameFlights, body); err != nil {
-				return err
+			if len(frames) > 0 {
+				if err := writeFrames(s, frames); err != nil {
+					return err
+				}
 			}
 		}
 		version = now

@@ -154,13 +154,32 @@ func netChange(list []journalEntry, reader verify.Scope) (added, removed []uint6
 	return added, removed
 }
 
-// writeFrame writes the head apart from the body, which many peers share.
+// frameTogether is the largest body, in bytes, that is copied to be written with its head: each write wakes both
+// machines.
+const frameTogether = 4 << 10
+
+// writeFrame writes the head of a large body, which many peers share, apart from it.
 func writeFrame(s network.Stream, kind byte, body []byte) error {
-	s.SetWriteDeadline(time.Now().Add(haveWriteTime))
-	head := append(binary.AppendUvarint(make([]byte, 0, 16), uint64(len(body)+1)), kind)
-	if _, err := s.Write(head); err != nil {
+	if len(body) <= frameTogether {
+		return writeFrames(s, appendFrame(nil, kind, body))
+	}
+	if err := writeFrames(s, appendFrameHead(nil, kind, len(body))); err != nil {
 		return err
 	}
-	_, err := s.Write(body)
+	return writeFrames(s, body)
+}
+
+// writeFrames writes whole frames, or a part of one.
+func writeFrames(s network.Stream, b []byte) error {
+	s.SetWriteDeadline(time.Now().Add(haveWriteTime))
+	_, err := s.Write(b)
 	return err
+}
+
+func appendFrame(b []byte, kind byte, body []byte) []byte {
+	return append(appendFrameHead(b, kind, len(body)), body...)
+}
+
+func appendFrameHead(b []byte, kind byte, size int) []byte {
+	return append(binary.AppendUvarint(b, uint64(size+1)), kind)
 }
