@@ -311,14 +311,22 @@ func (s *Server) narFromStore(w http.ResponseWriter, r *http.Request, v *verify.
 	return true
 }
 
-// servedFromStore notes a NAR of the local store that left whole.
+// servedFromStore notes a NAR of the local store that left whole. A small one is no news: its line would cost as much
+// as reading it, and a log of thousands, the service's journal included.
 func (s *Server) servedFromStore(v *verify.Verified, took time.Duration) {
 	s.Stats.Served.Add(1)
+	level := slog.LevelInfo
+	if v.NarSize() <= quickNAR {
+		level = slog.LevelDebug
+	}
+	if !s.log.Enabled(context.Background(), level) {
+		return
+	}
 	args := []any{"bytes", v.NarSize(), "ms", took.Milliseconds()}
 	if v.Scope() == verify.ScopePublic {
 		args = append(args, "path", v.Path().Base())
 	}
-	s.log.Info("NAR served from the store", args...)
+	s.log.Log(context.Background(), level, "NAR served from the store", args...)
 }
 
 // What Nix is told when it is told no for want of a source. Any local user may read it, so it names none.

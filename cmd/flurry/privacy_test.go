@@ -85,7 +85,7 @@ type canary struct {
 // add adds a path with unmistakable content, signed with keys.
 func (s *nixStore) add(name string, keys ...string) canary {
 	s.t.Helper()
-	text := strings.Repeat("the content of "+name+", unlike any other. ", 40)
+	text := strings.Repeat("the content of "+name+", unlike any other. ", 2000) // more than 64 KiB, so that the log tells of it
 	path, err := verify.ParseStorePath(s.nix("nix-store", "--add", s.write(name, text)))
 	if err != nil {
 		s.t.Fatal(err)

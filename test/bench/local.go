@@ -6,8 +6,12 @@ import (
 	"crypto/sha256"
 	"fmt"
 	"os"
+	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/flurry-nix/flurry/verify"
 )
@@ -227,21 +231,24 @@ func narsRow(b *bench) (*result, error) {
 	return res, nil
 }
 
+// tinyRow also measures on one processor: with two it depends on where the kernel happens to put client and server
+// whether each answer has to wake a sleeping processor, which takes longer than the answer.
 func tinyRow(b *bench) (*result, error) {
-	res, err := b.simple("tiny", 1)
+	res, err := b.simple("tiny", 1, "", ", one processor")
 	if err == nil {
 		res.most("time of flurry / nginx", res.median("flurry, tiny")/res.median("nginx, tiny"), 1.3)
+		res.most("time of flurry / nginx, one processor", res.median("flurry, tiny, one processor")/res.median("nginx, tiny, one processor"), 1.3)
 	}
 	return res, err
 }
 
 func extremesRow(b *bench) (*result, error) {
-	res, err := b.simple("big", 1)
+	res, err := b.simple("big", 1, "")
 	if err != nil {
 		return nil, err
 	}
 	res.plain("time of flurry / nginx, a 2 GiB file", res.median("flurry, big")/res.median("nginx, big"))
-	many, err := b.simple("many", 1)
+	many, err := b.simple("many", 1, "")
 	if err != nil {
 		return nil, err
 	}
@@ -251,8 +258,9 @@ func extremesRow(b *bench) (*result, error) {
 	return res, nil
 }
 
-// simple times all NARs of a corpus.
-func (b *bench) simple(name string, conns int) (*result, error) {
+// simple times all NARs of a corpus, once for each of where: "" leaves it to the kernel where servers and client
+// run, anything else puts them on one processor.
+func (b *bench) simple(name string, conns int, where ...string) (*result, error) {
 	c, all, stop, err := b.servers(name, true)
 	if err != nil {
 		return nil, err
@@ -260,12 +268,51 @@ func (b *bench) simple(name string, conns int) (*result, error) {
 	defer stop()
 	res := &result{}
 	names, sizes := c.nars()
-	err = b.turns(all, func(x contender) error {
-		return res.costs(x, x.name+", "+name, c.bytes(), func() (time.Duration, error) { return fetch(x.addr, conns, 1, names, 200, sizes) })
-	})
-	if err == nil {
-		res.timesOf(all, ", "+name)
-		res.aboveFloor(", " + name)
+	for _, w := range where {
+		free := func() {}
+		if w != "" {
+			if free, err = onOneProcessor(all); err != nil {
+				return nil, err
+			}
+		}
+		err = b.turns(all, func(x contender) error {
+			return res.costs(x, x.name+", "+name+w, c.bytes(), func() (time.Duration, error) { return fetch(x.addr, conns, 1, names, 200, sizes) })
+		})
+		free()
+		if err != nil {
+			return nil, err
+		}
+		res.timesOf(all, ", "+name+w)
+		res.aboveFloor(", " + name + w)
 	}
-	return res, err
+	return res, nil
+}
+
+// onOneProcessor confines this program and the contenders' processes to one processor, until free is called.
+func onOneProcessor(all []contender) (free func(), err error) {
+	pids := []int{os.Getpid()}
+	for _, x := range all {
+		pids = append(pids, x.server.processes()...)
+	}
+	set := func(to unix.CPUSet) {
+		for _, pid := range pids {
+			tasks, _ := filepath.Glob(fmt.Sprintf("/proc/%d/task/*", pid))
+			for _, t := range tasks {
+				if tid, err := strconv.Atoi(filepath.Base(t)); err == nil {
+					unix.SchedSetaffinity(tid, &to) // a thread may have ended
+				}
+			}
+		}
+	}
+	var was, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &was); err != nil {
+		return nil, err
+	}
+	for i := 0; one.Count() == 0; i++ {
+		if was.IsSet(i) {
+			one.Set(i)
+		}
+	}
+	set(one)
+	return func() { set(was) }, nil
 }
