@@ -42,14 +42,11 @@ type agentConfig struct {
 
 // newAgent starts an agent with an empty state below dir.
 func newAgent(binary, dir string, cfg agentConfig) (*agent, error) {
-	port, err := freePort()
+	port, peerPort, err := freePorts()
 	if err != nil {
 		return nil, err
 	}
-	a := &agent{dir: dir, binary: binary, url: fmt.Sprintf("http://127.0.0.1:%d", port)}
-	if a.peerPort, err = freePort(); err != nil {
-		return nil, err
-	}
+	a := &agent{dir: dir, binary: binary, url: fmt.Sprintf("http://127.0.0.1:%d", port), peerPort: peerPort}
 	var b strings.Builder
 	fmt.Fprintf(&b, "[state]\ndir = %q\n[log]\nlevel = \"debug\"\n", filepath.Join(dir, "state"))
 	fmt.Fprintf(&b, "[substituter]\nlisten = [\"127.0.0.1:%d\"]\n", port)
@@ -75,13 +72,18 @@ func newAgent(binary, dir string, cfg agentConfig) (*agent, error) {
 	return a, a.start()
 }
 
-func freePort() (int, error) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		return 0, err
+// freePorts returns two different ports; one after the other might be the same.
+func freePorts() (a, b int, err error) {
+	var ports [2]int
+	for i := range ports {
+		l, err := net.Listen("tcp", "127.0.0.1:0")
+		if err != nil {
+			return 0, 0, err
+		}
+		defer l.Close()
+		ports[i] = l.Addr().(*net.TCPAddr).Port
 	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port, nil
+	return ports[0], ports[1], nil
 }
 
 // start starts the agent, again after a stop, and waits until it answers.
