@@ -24,8 +24,10 @@ const (
 	maxHeldSpans  = 32                   // ranges in one announcement
 	maxFlightBody = 256 << 10            // bytes of a frame
 	flightGather  = 4 * time.Millisecond // announcements come in bursts: one frame for many
-	// What need not be told at once waits for flightLazy for each peer that is told, flightLazyMost at most: all tell all.
-	flightLazy     = 20 * time.Millisecond
+	// What need not be told at once waits for flightLazy for each peer that is told; with more than flightMany, who all
+	// tell all, in proportion longer; flightLazyMost at most.
+	flightLazy     = 10 * time.Millisecond
+	flightMany     = 8
 	flightLazyMost = 500 * time.Millisecond
 	flightRate     = 512 << 10 // bytes a second of announcements from one peer, in the long run
 	flightBurst    = 4 << 20
@@ -118,7 +120,8 @@ func (b *flightBoard) publishLater(peers int) {
 		return
 	}
 	b.later = true
-	time.AfterFunc(min(flightLazy*time.Duration(peers), flightLazyMost), func() {
+	wait := flightLazy * time.Duration(peers) * time.Duration(max(peers, flightMany)) / flightMany
+	time.AfterFunc(min(wait, flightLazyMost), func() {
 		b.mu.Lock()
 		defer b.mu.Unlock()
 		b.later = false
