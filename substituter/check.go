@@ -42,7 +42,6 @@ type checker struct {
 // follow returns the verdict on the whole. wrong is an earlier one about the same bytes.
 func (f *flight) follow(ctx context.Context, wrong error) error {
 	c := &checker{f: f, front: verify.NewChecker(f.v.NarHash(), f.v.NarSize()), wrong: wrong}
-	defer c.noneInHand()
 	for {
 		f.mu.Lock()
 		changed := f.changed
@@ -86,25 +85,18 @@ func (c *checker) step() (done, idle bool, err error) {
 	return c.stepFront()
 }
 
-// stepFront hashes what follows in order: what a leg has in hand, or what it reads back from the spool.
+// stepFront hashes what follows in order.
 func (c *checker) stepFront() (done, idle bool, err error) {
-	f, at := c.f, c.front.Written()
+	f := c.f
 	f.mu.Lock()
-	s := f.spool
-	end := min(max(at, f.written.front()), at+hashStep)
-	p, ok := f.inHand.take(end)
+	front, s := f.written.front(), f.spool
 	f.mu.Unlock()
-	if ok {
-		_, err := c.front.Write(p.b)
-		p.buf.release()
-		return false, false, err
-	}
-	if at < end {
-		b, err := s.view(at, end-at, &c.buf)
+	if at := c.front.Written(); at < front {
+		piece, err := s.view(at, min(front-at, hashStep), &c.buf)
 		if err != nil {
 			return false, false, fmt.Errorf("%w: %w", errLocal, err)
 		}
-		_, err = c.front.Write(b)
+		_, err = c.front.Write(piece)
 		return false, false, err
 	}
 	if c.front.Written() < f.v.NarSize() {
@@ -119,17 +111,9 @@ func (c *checker) stepFront() (done, idle bool, err error) {
 	return true, false, nil
 }
 
-// noneInHand is called where chunks are looked at, in whatever order, and may be replaced.
-func (c *checker) noneInHand() {
-	c.f.mu.Lock()
-	defer c.f.mu.Unlock()
-	c.f.inHand.drop()
-}
-
 // take adds claims. What fitted goes on fitting; what did not is looked at again.
 func (c *checker) take(claims []verify.Chain) (err error) {
 	f := c.f
-	c.noneInHand()
 	if c.proof == nil {
 		if c.proof, err = verify.NewProof(f.v.NarHash(), f.v.NarSize()); err != nil {
 			return err

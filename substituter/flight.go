@@ -73,7 +73,6 @@ type flight struct {
 	idle     time.Time     // since when there are no readers
 	trash    []*spool      // of failed tries; a reader may still be writing from one
 	swarm    swarm
-	inHand   inHand
 }
 
 // part is a run of bytes from one source.
@@ -339,6 +338,8 @@ func (f *flight) waited() time.Duration {
 	return time.Since(f.wanted)
 }
 
+var legBuffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
+
 // runLeg copies a range from one source to the spool.
 func (f *flight) runLeg(ctx context.Context, l *leg) error {
 	f.mu.Lock()
@@ -354,15 +355,12 @@ func (f *flight) runLeg(ctx context.Context, l *leg) error {
 	f.mu.Unlock()
 	stop := context.AfterFunc(ctx, func() { body.Close() })
 	defer stop()
-	buf := newLegBuffer()
-	defer func() { buf.release() }()
+	buf := legBuffers.Get().(*[]byte)
+	defer legBuffers.Put(buf)
 	for {
-		buf = buf.roomy()
-		n, err := body.Read(buf.b[buf.used:])
+		n, err := body.Read(*buf)
 		if n > 0 {
-			p := buf.b[buf.used : buf.used+n]
-			buf.used += n
-			if done, werr := f.keep(l, p, buf); done || werr != nil {
+			if done, werr := f.keep(l, (*buf)[:n]); done || werr != nil {
 				return werr
 			}
 		}
@@ -375,9 +373,9 @@ func (f *flight) runLeg(ctx context.Context, l *leg) error {
 	}
 }
 
-// keep stores what of p, a leg's next bytes, nobody else brought before; p is in buf. done says that the leg's
-// range is complete.
-func (f *flight) keep(l *leg, p []byte, buf *legBuffer) (done bool, err error) {
+// keep stores what of p, a leg's next bytes, nobody else brought before. done says that the leg's range
+// is complete.
+func (f *flight) keep(l *leg, p []byte) (done bool, err error) {
 	for len(p) > 0 {
 		f.mu.Lock()
 		if !f.legs[l] {
@@ -410,9 +408,6 @@ func (f *flight) keep(l *leg, p []byte, buf *legBuffer) (done bool, err error) {
 		if err != nil {
 			f.mu.Unlock()
 			return false, fmt.Errorf("%w: %w", errLocal, err)
-		}
-		if s.mem == nil {
-			f.inHand.offer(g.from, p[:g.len()], buf)
 		}
 		f.arrived(l, g)
 		p = p[g.len():]

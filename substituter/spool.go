@@ -134,14 +134,14 @@ func (s *spool) writeTo(w io.Writer, off, n int64) (int64, error) {
 
 // copyTo is writeTo for a writer that cannot take a file.
 func (s *spool) copyTo(w io.Writer, off, n int64) (written int64, err error) {
-	buf := newLegBuffer()
-	defer buf.release()
+	buf := legBuffers.Get().(*[]byte)
+	defer legBuffers.Put(buf)
 	for written < n {
-		k := min(n-written, int64(len(buf.b)))
-		if _, err := s.file.ReadAt(buf.b[:k], off+written); err != nil {
+		k := min(n-written, int64(len(*buf)))
+		if _, err := s.file.ReadAt((*buf)[:k], off+written); err != nil {
 			return written, err
 		}
-		m, err := w.Write(buf.b[:k])
+		m, err := w.Write((*buf)[:k])
 		written += int64(m)
 		if err != nil {
 			return written, err
