@@ -8,6 +8,8 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/p2p/protocol/ping"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/flurry-nix/flurry/internal/beat"
 )
 
 const (
@@ -16,14 +18,14 @@ const (
 	pingPatience  = 3 * time.Second
 	doubtPatience = time.Second // for a peer that has just let a request down
 	pingsAtOnce   = 128
-	clockTick     = time.Second     // how often the clocks are compared
+	clockTick     = beat.Every      // how often the clocks are compared
 	clockSlack    = 3 * time.Second // a late tick, or wall clock and monotonic clock this far apart, mean that the machine slept
 )
 
 // watchLiveness pings connected peers, so that one whose link was cut is noticed without a request; at
 // once after the machine slept or its clock was set.
 func (h *Host) watchLiveness(ctx context.Context) error {
-	tick := time.NewTicker(clockTick)
+	tick := time.NewTimer(beat.Next())
 	defer tick.Stop()
 	clock := newClockWatch(time.Now())
 	next := time.Now().Add(pingInterval)
@@ -33,6 +35,7 @@ func (h *Host) watchLiveness(ctx context.Context) error {
 			return nil
 		case <-tick.C:
 		}
+		tick.Reset(beat.Next())
 		now := time.Now()
 		if clock.jumped(now) {
 			h.log.Info("the machine slept or its clock was set; looking who is still there")

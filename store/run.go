@@ -9,13 +9,11 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 
+	"github.com/flurry-nix/flurry/internal/beat"
 	"github.com/flurry-nix/flurry/verify"
 )
 
 const (
-	// pollInterval is how often the files are looked at when inotify is silent; with the work that
-	// follows it keeps what memory knows within two seconds.
-	pollInterval = time.Second
 	// settle gathers the events of one commit, and of the next few, into one look.
 	settle = 50 * time.Millisecond
 	// maxPause bounds how long a look that took long (big stores) puts off the next one.
@@ -93,7 +91,7 @@ func (s *Store) Run(ctx context.Context) error {
 			debug.FreeOSMemory() // what loading and checking took, for the hours of idling that follow
 		}
 		s.db.reap(time.Now().Add(-idleTime))
-		pause := pollInterval
+		pause := beat.Next() // when inotify is silent; with the work that follows it keeps what memory knows within two seconds
 		if busy {
 			// Half of one core at most, and less on a machine that is busy, where the same work takes longer.
 			pause = max(time.Since(began), time.Millisecond)

@@ -5,15 +5,16 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/flurry-nix/flurry/internal/beat"
 )
 
 const (
 	uplinkEvery  = 250 * time.Millisecond
-	uplinkStill  = time.Second // in place of it while nothing comes
-	uplinkWindow = 8           // intervals that a rate is taken over
-	uplinkDecay  = 0.995       // of the best rate, for each interval with traffic: about 2 % a second
-	uplinkLeast  = 16e3        // bytes per second; below, nothing is under way
-	uplinkIdle   = 4           // intervals with little under way in a row, until there is room for more
+	uplinkWindow = 8     // intervals that a rate is taken over
+	uplinkDecay  = 0.995 // of the best rate, for each interval with traffic: about 2 % a second
+	uplinkLeast  = 16e3  // bytes per second; below, nothing is under way
+	uplinkIdle   = 4     // intervals with little under way in a row, until there is room for more
 	// Whoever was woken so late lately is overloaded: what he takes for others' slowness may be his own.
 	lagLeast  = 100 * time.Millisecond
 	lagCounts = 5 * time.Second
@@ -72,7 +73,7 @@ func (u *uplink) run(ctx context.Context, site Site) error {
 			u.sample(before + (total-before)*(k+1)/intervals)
 		}
 		if pause = uplinkEvery; u.still() {
-			pause = uplinkStill
+			pause = beat.Next()
 		}
 		before = total
 	}

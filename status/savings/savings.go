@@ -26,11 +26,11 @@ import (
 	"path/filepath"
 	"sync"
 	"time"
+
+	"github.com/flurry-nix/flurry/internal/beat"
 )
 
 const (
-	// tick is how often counters are looked at: what happens within one is judged together.
-	tick = time.Second
 	// saveEvery bounds how often the file is written while something changes.
 	saveEvery = time.Minute
 	// rateLeastBytes and rateLeastTime are what the rate of central caches needs to mean something.
@@ -101,9 +101,9 @@ func Open(file string, now func() time.Time, log *slog.Logger) *Book {
 	return b
 }
 
-// Run looks at the counters until ctx ends, and keeps the file up to date to a minute.
+// Run looks at the counters once a second until ctx ends, and keeps the file up to date to a minute.
 func (b *Book) Run(ctx context.Context, counters func() Counters) error {
-	t := time.NewTicker(tick)
+	t := time.NewTimer(beat.Next())
 	defer t.Stop()
 	saved := time.Now()
 	for {
@@ -114,6 +114,7 @@ func (b *Book) Run(ctx context.Context, counters func() Counters) error {
 			return nil
 		case <-t.C:
 		}
+		t.Reset(beat.Next())
 		b.Note(counters())
 		if time.Since(saved) >= saveEvery {
 			b.save()
