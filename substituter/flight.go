@@ -95,6 +95,9 @@ type leg struct {
 	passes bool          // until its first byte: its source may have to send again what is before pos
 	passed int64         // bytes of that, as sent, at the last progressStep of them
 
+	before int64 // bytes that its neighbour had brought when it began
+	seen   sight // of a central cache's, when its pace was last looked at
+
 	dismissed bool // it was ended because its bytes came from elsewhere
 	lags      bool // its source is a laggard, see laggards
 	slow      bool // another source was called in because it is so slow

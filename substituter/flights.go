@@ -44,6 +44,9 @@ func (a *flights) received(src source, n int64) {
 	if beyond {
 		a.stats.FromInternet.Add(n)
 	}
+	if peer, ok := src.(peerSource); ok {
+		a.laggards.count(peer.ID(), n)
+	}
 	if src.fromPeer() {
 		a.stats.FromPeers.Add(n)
 	} else {
@@ -57,26 +60,26 @@ func (a *flights) received(src source, n int64) {
 // flights is the set of NARs on their way or just landed, by NarHash: the same NAR may belong to
 // several paths. mu guards byHash; it is taken before a flight's own locks.
 type flights struct {
-	dir          string // of spool files
-	create       func(dir string) (spoolFile, error)
-	site         Site // nil without neighbours
-	chains       *chains
-	firstByte    time.Duration // Nix is to have a byte by then
-	linger       time.Duration // a spool stays that long after its last reader: Nix may come back with a Range
-	finder       *finder
-	stats        *Stats
-	log          *slog.Logger
-	now          func() time.Time
-	room         room // for spools
-	noRoom       rate.Sometimes
-	uplink       uplink
-	trials       trials
-	idlers       sync.Map     // names of neighbours whose latest claim came to nothing, until one of them brings bytes
-	upstreamRate atomic.Int64 // NAR bytes per second that the central caches lately gave, 0 unknown
-	laggards     laggards     // neighbours that the central caches are quicker than
-	records      records      // of the central caches' NARs
-	distrust     sync.Map     // upstream URL → time.Time until which it is asked last
-	keep         int64        // bytes of landed spools kept for latecomers
+	dir       string // of spool files
+	create    func(dir string) (spoolFile, error)
+	site      Site // nil without neighbours
+	chains    *chains
+	firstByte time.Duration // Nix is to have a byte by then
+	linger    time.Duration // a spool stays that long after its last reader: Nix may come back with a Range
+	finder    *finder
+	stats     *Stats
+	log       *slog.Logger
+	now       func() time.Time
+	room      room // for spools
+	noRoom    rate.Sometimes
+	uplink    uplink
+	trials    trials
+	idlers    sync.Map // names of neighbours whose latest claim came to nothing, until one of them brings bytes
+	pace      pace     // of the central caches
+	laggards  laggards // neighbours that the central caches are quicker than
+	records   records  // of the central caches' NARs
+	distrust  sync.Map // upstream URL → time.Time until which it is asked last
+	keep      int64    // bytes of landed spools kept for latecomers
 
 	internet Internet // nil without it
 	offload  bool     // agents of the internet before the central cache
@@ -224,11 +227,11 @@ func (a *flights) write(s *spool, p []byte, off int64) error {
 // a central cache. One wrong byte in what Nix has seen fails its command if it has no other substituter,
 // and waiting for a short download costs nearly nothing: the next NARs are on their way meanwhile.
 func (a *flights) holdMost() int64 {
-	rate := a.upstreamRate.Load()
+	rate, _ := a.pace.rates()
 	if rate == 0 {
 		rate = holdRate
 	}
-	return min(max(holdLeast, int64(float64(rate)*holdTime.Seconds())), holdLimit)
+	return min(max(holdLeast, int64(rate*holdTime.Seconds())), holdLimit)
 }
 
 // usable tells whether more readers may join.
@@ -397,13 +400,6 @@ func (a *flights) landed(f *flight, parts []part, err error, took time.Duration)
 			log.Warn("NAR could not be fetched", "err", err)
 		}
 		return
-	}
-	if sole := len(parts) == 1 && !parts[0].src.fromPeer(); sole && f.v.NarSize() > rateLeast {
-		rate := int64(float64(f.v.NarSize()) / max(took.Seconds(), 1e-3))
-		if old := a.upstreamRate.Load(); old > 0 {
-			rate = (3*old + rate) / 4
-		}
-		a.upstreamRate.Store(rate)
 	}
 	from := map[string]int64{}
 	for _, p := range parts {

@@ -10,18 +10,27 @@ import (
 )
 
 // A neighbour that has a NAR is asked before the central cache, and Nix waits for it meanwhile. That pays only if the
-// neighbour is the quicker one. One that nothing is known of gets firstLook to show it. One that was slower, or let
-// Nix wait, is a laggard: as long as a central cache can be asked, it is asked for nothing that Nix waits for, only now and then
+// neighbour is the quicker one, by what both lately were seen to send. One that nothing is known of gets firstLook to show it.
+// One that was slower, or let Nix wait, is a laggard: as long as a central cache can be asked, it is asked for nothing that Nix waits for, only now and then
 // for a few bytes that show whether it has become quick again. It stays one when its connection is made anew.
 const (
-	firstLook   = 100 * time.Millisecond // or what it usually takes to answer, if that is more
-	lookAllows  = 250 * time.Millisecond // beyond followRatio times what the central cache would need
+	firstLook  = 100 * time.Millisecond // or what it usually takes to answer, if that is more
+	lookRatio  = 1.25                   // times what the central cache would need
+	lookAllows = 250 * time.Millisecond // and beyond that: claims, narinfos and first bytes take their time there too
+	// A central cache of unknown rate is taken to bring lookRate bytes of NARs per second, so that it is asked for a NAR, and known
+	// then, where neighbours are slow; for one of chainLeast or more that would be dear.
+	lookRate    = 10 << 20
 	probeBytes  = 256 << 10              // fewer may fit into the queues on the way, however slow the link
 	probeAllows = 100 * time.Millisecond // beyond what the central cache would need for as many
 	probeMost   = 2 * time.Second        // that one probe lasts
 	probeLeast  = 500 * time.Millisecond // between a probe that failed and the next; it doubles with each in a row
 	probePause  = time.Minute            // and at most
-	tempoMost   = 2000                   // neighbours that are remembered
+	// One that was many times slower than allowed is so for a reason: what probes of it take from a link that it shares with the
+	// central cache is bounded by rarer ones.
+	muchSlower = 4
+	probeRare  = 4 * time.Second // before a first probe of it
+	probeRarer = 4               // times, from one to the next
+	tempoMost  = 2000            // neighbours that are remembered
 )
 
 // laggards is what is known of how quick neighbours are beside the central caches. Safe for concurrent use; the zero value
@@ -33,23 +42,47 @@ type laggards struct {
 
 // tempo is one neighbour's.
 type tempo struct {
+	got   int64   // bytes that it brought
+	worth float64 // its time for NARs as a part of what it is allowed, smoothed; 0 unknown
 	lags  bool
 	next  time.Time     // before it no further probe begins
 	pause time.Duration // after the next one, if it fails
 }
 
-// of returns a neighbour's tempo. known says that it brought a NAR in time since this agent started, or lags.
-func (l *laggards) of(id string) (lags, known bool) {
+// of returns a neighbour's tempo, a new one where there is none; mu is held.
+func (l *laggards) of(id string) *tempo {
+	if t := l.byID[id]; t != nil {
+		return t
+	}
+	if len(l.byID) >= tempoMost || l.byID == nil {
+		l.byID = map[string]*tempo{}
+	}
+	t := &tempo{pause: probeLeast}
+	l.byID[id] = t
+	return t
+}
+
+// has tells whether a neighbour is a laggard.
+func (l *laggards) has(id string) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t := l.byID[id]
-	return t != nil && t.lags, t != nil
+	return t != nil && t.lags
+}
+
+// count takes down that a neighbour brought n bytes, and returns how many it did in all.
+func (l *laggards) count(id string, n int64) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	t := l.of(id)
+	t.got += n
+	return t.got
 }
 
 // last returns the neighbours in their order, but those that lag after the others.
 func (l *laggards) last(peers []Peer) []Peer {
 	lags := func(p Peer) int {
-		if lags, _ := l.of(p.ID()); lags {
+		if l.has(p.ID()) {
 			return 1
 		}
 		return 0
@@ -58,17 +91,40 @@ func (l *laggards) last(peers []Peer) []Peer {
 	return peers
 }
 
-// note takes down whether a neighbour was slower than a central cache would have been; what it brings in time does not
-// clear one that lags, since Nix may have waited: a probe does.
-func (l *laggards) note(id string, lags bool) {
+// mixed is the neighbour's worth with one more look at it.
+func (t *tempo) mixed(worth float64) float64 {
+	if t.worth == 0 {
+		return worth
+	}
+	return (t.worth + worth) / 2
+}
+
+// look tells whether a neighbour that seems to take worth times what it is allowed is a laggard; final says that this is how it
+// ended, sure that the central cache's rate is known. What it brings in time does not clear one that lags, since Nix may have waited: a
+// probe does.
+func (l *laggards) look(id string, worth float64, final, sure bool) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if len(l.byID) >= tempoMost || l.byID == nil {
-		l.byID = map[string]*tempo{}
+	t := l.of(id)
+	mixed := t.mixed(worth)
+	if final {
+		t.worth = mixed
 	}
-	if t := l.byID[id]; t == nil {
-		l.byID[id] = &tempo{lags: lags, pause: probeLeast}
-	} else if lags && !t.lags {
+	switch now := time.Now(); {
+	case mixed <= 1 || t.lags:
+	case sure && mixed > muchSlower:
+		t.lags, t.next, t.pause = true, now.Add(probeRare), probeRarer*probeRare
+	default: // when it is probed more will be known
+		t.lags, t.next, t.pause = true, now.Add(probeLeast), probeLeast
+	}
+	return t.lags
+}
+
+// note takes down that a neighbour let Nix wait.
+func (l *laggards) note(id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if t := l.of(id); !t.lags {
 		t.lags, t.next, t.pause = true, time.Time{}, probeLeast
 	}
 }
@@ -85,15 +141,19 @@ func (l *laggards) due(id string, now time.Time) bool {
 	return true
 }
 
-// probed takes down how a probe went.
-func (l *laggards) probed(id string, quick bool, now time.Time) {
+// probed takes down how a probe went, by the neighbour's time as a part of what was allowed.
+func (l *laggards) probed(id string, worth float64, now time.Time) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	t := l.byID[id]
 	switch {
 	case t == nil:
-	case quick:
-		t.lags, t.pause = false, probeLeast
+	case worth <= 1:
+		t.lags, t.worth, t.pause = false, 0, probeLeast
+	case worth > muchSlower:
+		t.pause = max(t.pause, probeRare)
+		t.next = now.Add(t.pause)
+		t.pause = min(probeRarer*t.pause, probePause)
 	default:
 		t.next = now.Add(t.pause)
 		t.pause = min(2*t.pause, probePause)
@@ -107,7 +167,7 @@ func (p *plan) probe(peer Peer) {
 		return
 	}
 	const n = probeBytes
-	allowed := probeAllows + all.upstreamTakes(n)
+	allowed := probeAllows + p.f.upstreamTakes(n, lookRate)
 	all.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(all.ctx, probeMost)
 		defer cancel()
@@ -115,24 +175,22 @@ func (p *plan) probe(peer Peer) {
 		body, err := peer.NAR(ctx, p.f.hash, p.f.v.NarHash(), size, size-n, size)
 		if err == nil {
 			stop := context.AfterFunc(ctx, func() { body.Close() })
-			_, err = io.CopyN(io.Discard, body, n)
+			buf := make([]byte, n)
+			_, err = io.ReadFull(body, buf)
 			stop()
 			body.Close()
 		}
 		took := time.Since(begun)
-		quick := err == nil && (took <= allowed || all.uplink.overloaded())
-		all.laggards.probed(peer.ID(), quick, time.Now())
+		worth := took.Seconds() / allowed.Seconds()
+		switch {
+		case err != nil:
+			worth = max(worth, 2)
+		case all.uplink.overloaded(): // it may be this machine's own slowness
+			worth = 1
+		}
+		all.laggards.probed(peer.ID(), worth, time.Now())
 		all.log.Debug("probed a slow peer", "peer", peer.ID(), "bytes", n, "ms", took.Milliseconds(), "allowed", allowed.Milliseconds(), "err", err)
 	})
-}
-
-// upstreamTakes is about how long a central cache takes for a NAR of n bytes.
-func (a *flights) upstreamTakes(n int64) time.Duration {
-	rate := float64(a.upstreamRate.Load())
-	if rate == 0 {
-		rate = helpRate
-	}
-	return time.Duration(float64(n) / rate * float64(time.Second))
 }
 
 // upstreamAble tells whether some central cache could bring the NAR, as far as is known.
@@ -162,32 +220,47 @@ func (p *plan) upstreamAble() bool {
 
 // passes tells whether the central cache is the better choice than a neighbour that has the NAR.
 func (p *plan) passes(peer Peer) bool {
-	if lags, _ := p.f.all.laggards.of(peer.ID()); lags {
+	if p.f.all.laggards.has(peer.ID()) {
 		p.probe(peer)
 		return true
 	}
 	return peer.Cost(p.f.v.NarSize()) > p.tooLong()
 }
 
-// mindLaggards looks how those neighbours do that have all of the NAR and are asked for it: the bytes of a laggard, and of one that
-// nothing was known of and that turns out to be slow, are brought by others too.
+// allowed is how long a neighbour may take for n bytes of the NAR before the central cache is the better choice for all of it.
+func (p *plan) allowed(n int64) time.Duration {
+	unknown := float64(lookRate)
+	if p.f.v.NarSize() >= chainLeast {
+		unknown = helpRate
+	}
+	return lookAllows + time.Duration(lookRatio*float64(p.f.upstreamTakes(n, unknown)))
+}
+
+// mindLaggards looks how those neighbours do that have all of the NAR and are asked for it: the bytes of a laggard, and of one
+// that turns out to be slow, are brought by others too.
 func (p *plan) mindLaggards() {
 	able := p.upstreamAble()
 	now, all := time.Now(), p.f.all
+	known := all.pace.known()
 	judge := able && !all.uplink.overloaded() // else it may be this machine's own slowness
 	p.f.mu.Lock()
 	defer p.f.mu.Unlock()
 	for l := range p.f.legs {
+		p.f.clock(l, false)
 		src, whole := l.src.(peerSource)
 		if !whole || p.announced(src.ID()) {
 			continue
 		}
-		lags, known := all.laggards.of(src.ID())
-		if age := now.Sub(l.started); judge && !known && age >= max(firstLook, min(4*src.RTT(), peerSilenceMost)) {
-			needs := float64(l.end-l.pos) / max(float64(l.got), 1) * age.Seconds()
-			if needs > (lookAllows + followRatio*all.upstreamTakes(p.f.v.NarSize())).Seconds() {
-				all.laggards.note(src.ID(), true)
-				lags = true
+		lags := all.laggards.has(src.ID())
+		if age := now.Sub(l.started); judge && !lags && age >= max(firstLook, min(4*src.RTT(), peerSilenceMost)) {
+			got := all.laggards.count(src.ID(), 0) - l.before
+			needs := float64(l.end-l.pos) / float64(max(got, 1)) * age.Seconds()
+			worth := needs / p.allowed(p.f.v.NarSize()).Seconds()
+			if got == 0 {
+				worth = min(worth, muchSlower) // it may be about to begin
+			}
+			if lags = all.laggards.look(src.ID(), worth, false, known); lags {
+				all.log.Debug("the central cache is quicker than a peer", "peer", src.ID(), "worth", worth, "got", got, "ms", age.Milliseconds(), "known", known)
 			}
 		}
 		l.lags = lags && able
@@ -207,11 +280,22 @@ func (p *plan) announced(id string) bool {
 // judgeTempo takes down how a neighbour did that was asked for all or a part of the NAR, err being what to say against it.
 func (p *plan) judgeTempo(src source, err error) {
 	peer, whole := src.(peerSource)
-	if !whole || p.announced(peer.ID()) || errors.Is(err, ErrAbsent) || errors.Is(err, ErrBusy) || errors.Is(err, context.Canceled) {
+	if !whole || err == nil || p.announced(peer.ID()) || errors.Is(err, ErrAbsent) || errors.Is(err, ErrBusy) || errors.Is(err, context.Canceled) {
 		return
 	}
-	if err != nil && p.f.all.uplink.overloaded() {
-		return // it may be this machine's own slowness
+	if !p.f.all.uplink.overloaded() { // else it may be this machine's own slowness
+		p.f.all.laggards.note(peer.ID())
 	}
-	p.f.all.laggards.note(peer.ID(), err != nil)
+}
+
+// judgePace takes down how quickly a neighbour brought got bytes.
+func (p *plan) judgePace(l *leg, got int64) {
+	peer, whole := l.src.(peerSource)
+	took := time.Since(l.started)
+	if !whole || p.announced(peer.ID()) || p.f.all.uplink.overloaded() || got < rateLeast && took < lookAllows || !p.upstreamAble() {
+		return
+	}
+	all := p.f.all.laggards.count(peer.ID(), 0) - l.before // several at a time share its link
+	needs := took.Seconds() * float64(got) / float64(max(all, 1))
+	p.f.all.laggards.look(peer.ID(), needs/p.allowed(got).Seconds(), true, p.f.all.pace.known())
 }

@@ -34,13 +34,58 @@ func TestASlowNeighbourHoldsNixUpOnce(t *testing.T) {
 			s.flights.clear()
 			time.Sleep(3 * time.Second) // probes are answered
 		}
-		if lags, _ := s.flights.laggards.of("slow"); !lags {
+		if !s.flights.laggards.has("slow") {
 			t.Error("it counts as quick after probes that took longer than the central cache")
 		}
 		if len(slow.convicts) > 0 {
 			t.Error(slow.convicts)
 		}
 	})
+}
+
+// A neighbour is held against a central cache that was never asked, too: with slow ones it is asked for one NAR, and known from then on,
+// with quick ones it never is.
+func TestTheCentralCacheIsFoundOutWhereNeighboursAreSlow(t *testing.T) {
+	for name, tt := range map[string]struct {
+		neighbour, cache time.Duration // between pieces of 64 KiB
+		asked            bool          // the cache, for the first NAR
+		after            bool          // and for the next one
+	}{
+		"slow, cache quicker":      {64 * time.Millisecond, 10 * time.Millisecond, true, true},   // 1 MB/s, 6 MB/s
+		"slow, cache slower":       {64 * time.Millisecond, 100 * time.Millisecond, true, false}, // 1 MB/s, 0.6 MB/s
+		"quick":                    {4 * time.Millisecond, 2 * time.Millisecond, false, false},   // 16 MB/s
+		"a little slower than it ": {12 * time.Millisecond, 10 * time.Millisecond, false, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, mib)
+				w.peer("n", behaviour{corrupt: -1, perRead: tt.neighbour}).stays = true
+				up := w.upstream("x", behaviour{corrupt: -1, perRead: tt.cache})
+				s := w.start()
+				w.wantNAR(get(s, w.narURL()))
+				if n := len(up.asked()); n > 1 || (n == 1) != tt.asked {
+					t.Errorf("the central cache was asked %d times", n)
+				}
+				if nar, wire := s.flights.pace.rates(); (nar > 0 && wire > 0) != tt.asked {
+					t.Errorf("its rates are taken for %.0f and %.0f bytes a second", nar, wire)
+				}
+				for range 2 {
+					s.flights.clear()
+					time.Sleep(3 * time.Second) // a probe is answered
+					if tt.asked {
+						w.wantNAR(get(s, w.narURL()))
+					}
+				}
+				s.flights.clear()
+				time.Sleep(3 * time.Second)
+				before := s.flights.stats.FromUpstream.Load()
+				w.wantNAR(get(s, w.narURL()))
+				if got := s.flights.stats.FromUpstream.Load() - before; got != 0 && got != mib || (got > 0) != tt.after {
+					t.Errorf("%d bytes of the next NAR from the central cache", got)
+				}
+			})
+		})
+	}
 }
 
 // One that was slow and is not any more shows so without Nix waiting for it, and then spares the uplink again.
@@ -50,7 +95,7 @@ func TestALaggardThatIsQuickAgainIsAskedAgain(t *testing.T) {
 		w.peer("was slow", honest)
 		w.upstream("x", honest)
 		s := w.start()
-		s.flights.laggards.note("was slow", true)
+		s.flights.laggards.note("was slow")
 		w.wantNAR(get(s, w.narURL()))
 		if got := s.flights.stats.FromPeers.Load(); got > 0 {
 			t.Errorf("%d bytes from a laggard", got)
@@ -73,7 +118,7 @@ func TestALaggardServesWhereTheCentralCacheDoesNot(t *testing.T) {
 				w.peer("laggard", behaviour{corrupt: -1, perRead: 50 * time.Millisecond})
 				w.upstream("x", up)
 				s := w.start()
-				s.flights.laggards.note("laggard", true)
+				s.flights.laggards.note("laggard")
 				start := time.Now()
 				w.wantNAR(get(s, w.narURL()))
 				if took := time.Since(start); took > limitUnseen {
@@ -91,7 +136,7 @@ func TestProbesGetRare(t *testing.T) {
 	if l.due("a", now) {
 		t.Error("a probe of somebody unknown")
 	}
-	l.note("a", true)
+	l.note("a")
 	for _, want := range []time.Duration{probeLeast, 2 * probeLeast, 4 * probeLeast} {
 		if !l.due("a", now) {
 			t.Fatal("no probe")
@@ -99,27 +144,60 @@ func TestProbesGetRare(t *testing.T) {
 		if l.due("a", now) {
 			t.Error("two at once")
 		}
-		l.probed("a", false, now)
+		l.probed("a", 2, now)
 		if l.due("a", now.Add(want-1)) {
 			t.Errorf("a probe before %v", want)
 		}
 		now = now.Add(want)
 	}
 	for range 20 {
-		l.probed("a", false, now)
+		l.probed("a", 2, now)
 	}
 	if l.due("a", now.Add(probePause-1)) || !l.due("a", now.Add(probePause)) {
 		t.Error("probes should come every", probePause, "in the end")
 	}
-	l.note("a", false)
-	if lags, _ := l.of("a"); !lags {
+	if !l.look("a", 0.1, true, true) {
 		t.Error("bytes that came in time clear it; Nix may have waited")
 	}
-	l.probed("a", true, now)
-	if lags, known := l.of("a"); lags || !known {
+	l.probed("a", 1, now)
+	if l.has("a") {
 		t.Error("a quick probe does not clear it")
 	}
-	if l.note("a", true); !l.due("a", now) {
+	if l.note("a"); !l.due("a", now) {
 		t.Error("no probe after a new lapse")
+	}
+}
+
+// Those of one that is slower by far are rare from the first on, as they may take room on the central cache's own link.
+func TestProbesOfTheSlowestAreRare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var l laggards
+		if !l.look("a", 2*muchSlower, false, true) {
+			t.Fatal("not a laggard")
+		}
+		began := time.Now()
+		for n, want := range []time.Duration{probeRare, probeRare + probeRarer*probeRare} {
+			for !l.due("a", time.Now()) {
+				time.Sleep(100 * time.Millisecond)
+			}
+			if got := time.Since(began); got != want {
+				t.Errorf("probe %d after %v, want %v", n, got, want)
+			}
+			l.probed("a", 2*muchSlower, time.Now())
+		}
+	})
+}
+
+// A moment's slowness of a neighbour that was quick does not make it a laggard; lasting slowness does.
+func TestAHiccupMakesNoLaggard(t *testing.T) {
+	var l laggards
+	for range 3 {
+		l.look("a", 0.1, true, true)
+	}
+	if l.look("a", 1.5, true, true) {
+		t.Error("one slow NAR of a quick neighbour")
+	}
+	if !l.look("a", 1.5, true, true) {
+		t.Error("slow NARs one after the other are let pass")
 	}
 }

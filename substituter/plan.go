@@ -112,7 +112,7 @@ func (p *plan) candidates() []source {
 
 // tooLong is how long a peer may need for the whole NAR before the central cache is the better choice.
 func (p *plan) tooLong() time.Duration {
-	return followRatio * (helpLeast + p.f.all.upstreamTakes(p.f.v.NarSize()))
+	return followRatio * (helpLeast + p.f.upstreamTakes(p.f.v.NarSize(), helpRate))
 }
 
 // ready returns the sources that are not at work, the most promising first.
@@ -185,11 +185,20 @@ func (p *plan) schedule(ctx context.Context, start func(*leg)) {
 		if l == nil || !src.fromPeer() && !(p.mayAskUpstream() && p.goUpstream()) {
 			continue
 		}
-		p.f.mu.Lock()
-		p.f.legs[l] = true
-		p.f.mu.Unlock()
+		p.begin(l)
 		start(l)
 	}
+}
+
+// begin counts a leg among those at work.
+func (p *plan) begin(l *leg) {
+	p.f.mu.Lock()
+	defer p.f.mu.Unlock()
+	p.f.legs[l] = true
+	if peer, ok := l.src.(peerSource); ok {
+		l.before = p.f.all.laggards.count(peer.ID(), 0)
+	}
+	l.seen = p.f.see(l)
 }
 
 // assign finds work for a source, nil if there is none.
@@ -404,6 +413,7 @@ func (p *plan) ended(l *leg, err error) {
 	now := time.Now()
 	p.f.mu.Lock()
 	overtaken, trouble, rate, got := l.slow, l.trouble(now), l.rate(now), l.got
+	p.f.clock(l, true)
 	p.f.mu.Unlock()
 	name := l.src.name()
 	if got >= rateLeast {
@@ -416,7 +426,7 @@ func (p *plan) ended(l *leg, err error) {
 		p.f.all.idlers.Delete(name)
 	}
 	if err == nil && !overtaken {
-		p.judgeTempo(l.src, nil)
+		p.judgePace(l, got)
 		return
 	}
 	if got > 0 {
@@ -473,8 +483,13 @@ func (p *plan) dropLegs() {
 		err error
 	}
 	var blamed []blame
+	var ended []*leg
 	f.mu.Lock()
 	for l := range f.legs {
+		f.clock(l, true)
+		if l.pos >= l.end && !l.slow {
+			ended = append(ended, l)
+		}
 		if trouble := l.trouble(now); trouble != nil {
 			blamed = append(blamed, blame{l.src, trouble})
 		}
@@ -489,6 +504,9 @@ func (p *plan) dropLegs() {
 	f.mu.Unlock()
 	for _, b := range blamed {
 		p.letDownBy(b.src, b.err)
+	}
+	for _, l := range ended {
+		p.judgePace(l, l.got)
 	}
 }
 
