@@ -30,6 +30,7 @@ const (
 	muchSlower = 4
 	probeRare  = 4 * time.Second // before a first probe of it
 	probeRarer = 4               // times, from one to the next
+	probeClear = 1.5             // times what was allowed, from which on a probe leaves no doubt of it
 	tempoMost  = 2000            // neighbours that are remembered
 )
 
@@ -150,7 +151,7 @@ func (l *laggards) probed(id string, worth float64, now time.Time) {
 	case t == nil:
 	case worth <= 1:
 		t.lags, t.worth, t.pause = false, 0, probeLeast
-	case worth > muchSlower:
+	case worth > probeClear:
 		t.pause = max(t.pause, probeRare)
 		t.next = now.Add(t.pause)
 		t.pause = min(probeRarer*t.pause, probePause)

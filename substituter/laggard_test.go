@@ -144,14 +144,14 @@ func TestProbesGetRare(t *testing.T) {
 		if l.due("a", now) {
 			t.Error("two at once")
 		}
-		l.probed("a", 2, now)
+		l.probed("a", 1.2, now)
 		if l.due("a", now.Add(want-1)) {
 			t.Errorf("a probe before %v", want)
 		}
 		now = now.Add(want)
 	}
 	for range 20 {
-		l.probed("a", 2, now)
+		l.probed("a", 1.2, now)
 	}
 	if l.due("a", now.Add(probePause-1)) || !l.due("a", now.Add(probePause)) {
 		t.Error("probes should come every", probePause, "in the end")
