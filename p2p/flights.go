@@ -170,12 +170,14 @@ func (h *Host) NeighbourIDs() []string {
 	return ids
 }
 
-// Spread is about how long it takes until what is told here was answered by all neighbours: twice the
-// slowest one's round trip.
-func (h *Host) Spread() time.Duration {
+// Spread is about how long it takes until what is told here was answered by all neighbours but those that are
+// slow, by their ids: twice the slowest other one's round trip.
+func (h *Host) Spread(slow func(id string) bool) time.Duration {
 	var most time.Duration
 	for _, p := range h.peers.connected() {
-		most = max(most, p.RTT())
+		if !slow(p.name) {
+			most = max(most, p.RTT())
+		}
 	}
 	return 2 * most
 }

@@ -173,3 +173,16 @@ func TestABannedPeerCannotReturnByANewAddressOrARestart(t *testing.T) {
 		t.Error("somebody else")
 	}
 }
+
+func TestTheSpreadIsTheSlowestRoundTripOfThoseThatCount(t *testing.T) {
+	h := bareHost(nil)
+	var d verify.PathDigest
+	list := somePeers(h, 2, d.Key())
+	list[0].rtt, list[1].rtt = 5*time.Millisecond, time.Second
+	if got := h.Spread(func(string) bool { return false }); got != 2*time.Second {
+		t.Error("of all:", got)
+	}
+	if got := h.Spread(func(id string) bool { return id == list[1].ID() }); got != 10*time.Millisecond {
+		t.Error("without the slow one:", got)
+	}
+}

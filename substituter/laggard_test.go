@@ -201,3 +201,30 @@ func TestAHiccupMakesNoLaggard(t *testing.T) {
 		t.Error("slow NARs one after the other are let pass")
 	}
 }
+
+// spreadSite has neighbours that answer after so long.
+type spreadSite struct {
+	Site
+	answers map[string]time.Duration
+}
+
+func (s spreadSite) Spread(slow func(id string) bool) (most time.Duration) {
+	for id, d := range s.answers {
+		if !slow(id) {
+			most = max(most, d)
+		}
+	}
+	return most
+}
+
+func TestClaimsDoNotWaitForALaggardsAnswers(t *testing.T) {
+	site := spreadSite{answers: map[string]time.Duration{"quick": 20 * time.Millisecond, "laggard": time.Second}}
+	var a flights
+	if d := a.settleOfAhead(site); d != settleAheadMost {
+		t.Error("one of whom nothing bad is known is not waited for:", d)
+	}
+	a.laggards.note("laggard")
+	if d := a.settleOfAhead(site); d != settleAhead*20*time.Millisecond {
+		t.Error("a claim settles for", d)
+	}
+}

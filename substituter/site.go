@@ -17,8 +17,8 @@ type Site interface {
 	Self() string    // this agent's id
 	Neighbours() int // how many would hear
 	IDs() []string   // theirs
-	// Spread is about how long it takes until what is told was answered by all.
-	Spread() time.Duration
+	// Spread is about how long it takes until what is told was answered by all but those that are slow, by their ids.
+	Spread(slow func(id string) bool) time.Duration
 	// Tell announces how far this machine is with a NAR; unless now is set, together with what is told next.
 	Tell(d verify.PathDigest, p Progress, now bool)
 	// Fetched tells how many bytes of public NARs this machine has got from central caches since it
@@ -209,15 +209,18 @@ func (p *plan) mayAskUpstream() bool {
 // settle is how long a claim waits for others of the same moment.
 func (p *plan) settle(s Site) time.Duration {
 	if p.f.ahead() {
-		return settleOfAhead(s)
+		return p.f.all.settleOfAhead(s)
 	}
-	d := max(s.Spread(), settleLeast)
-	return min(d, settleMost*time.Duration(max(s.Neighbours(), tellMany))/tellMany)
+	return min(p.f.all.spread(s), settleMost*time.Duration(max(s.Neighbours(), tellMany))/tellMany)
 }
 
-func settleOfAhead(s Site) time.Duration {
-	return min(settleAhead*max(s.Spread(), settleLeast), settleAheadMost)
+func (a *flights) settleOfAhead(s Site) time.Duration {
+	return min(settleAhead*a.spread(s), settleAheadMost)
 }
+
+// spread is about how long neighbours take to answer what is told. A laggard's queue may hold its answers up for a second:
+// nobody waits for those.
+func (a *flights) spread(s Site) time.Duration { return max(s.Spread(a.laggards.has), settleLeast) }
 
 // claimTime is how long it takes about until the central cache is asked for a NAR that is begun ahead of Nix: what
 // neighbours have got is heard late, then the claim waits for its turn, and for others.
@@ -225,7 +228,7 @@ func (a *flights) claimTime() time.Duration {
 	if a.site == nil || a.site.Neighbours() == 0 {
 		return 0
 	}
-	return settleOfAhead(a.site) + min(time.Duration(a.site.Neighbours())*claimLag, claimLagMost)
+	return a.settleOfAhead(a.site) + min(time.Duration(a.site.Neighbours())*claimLag, claimLagMost)
 }
 
 // outOfTurn tells whether a NAR that is fetched ahead is better left to a neighbour that ranks before this
@@ -241,7 +244,7 @@ func (p *plan) outOfTurn(s Site) bool {
 				before++
 			}
 		}
-		p.claim.turn = time.Now().Add(min(time.Duration(before)*max(turnLeast, s.Spread()/2), turnMost))
+		p.claim.turn = time.Now().Add(min(time.Duration(before)*max(turnLeast, p.f.all.spread(s)/2), turnMost))
 	}
 	return time.Now().Before(p.claim.turn)
 }

@@ -74,7 +74,7 @@ func (s *busSite) IDs() (out []string) {
 	return out
 }
 
-func (s *busSite) Spread() time.Duration { return 2 * s.bus.delay }
+func (s *busSite) Spread(func(string) bool) time.Duration { return 2 * s.bus.delay }
 
 func (s *busSite) Fetched(own int64) (others int64) {
 	s.mu.Lock()

@@ -189,7 +189,7 @@ func (s site) News(d verify.PathDigest) <-chan struct{} { return s.host.News(d) 
 
 func (s site) Fetched(own int64) int64 { return s.host.Fetched(own) }
 
-func (s site) Spread() time.Duration { return s.host.Spread() }
+func (s site) Spread(slow func(string) bool) time.Duration { return s.host.Spread(slow) }
 
 func (s site) Tell(d verify.PathDigest, p substituter.Progress, now bool) {
 	s.host.Tell(d, p2p.Progress{Stage: uint8(p.Stage), Held: p.Held}, now)

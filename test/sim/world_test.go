@@ -373,8 +373,8 @@ func sleep(ctx context.Context, d time.Duration) error {
 // site is what neighbours tell each other of NARs on their way.
 type site agent
 
-func (s *site) Self() string          { return s.id }
-func (s *site) Spread() time.Duration { return 2 * lanRTT }
+func (s *site) Self() string                           { return s.id }
+func (s *site) Spread(func(string) bool) time.Duration { return 2 * lanRTT }
 
 // Fetched tells nothing of the others: the simulation has no meter.
 func (s *site) Fetched(int64) int64 { return 0 }
