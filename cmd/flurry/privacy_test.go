@@ -219,7 +219,14 @@ mdns = false
 		fetch(t, ln, "/"+binarycache.NARURL(c.path.Hash(), c.narHash))
 	}
 	fetch(t, ln, "/"+binarycache.NARURL(shared.path.Hash(), shared.narHash))
-	if line := "NAR served from the store"; !strings.Contains(log.String(), line) || !strings.Contains(log.String(), shared.path.Base()) {
+	line := "NAR served from the store"
+	told := func() bool {
+		return strings.Contains(log.String(), line) && strings.Contains(log.String(), shared.path.Base())
+	}
+	for deadline := time.Now().Add(5 * time.Second); !told() && time.Now().Before(deadline); { // it comes after the last byte
+		time.Sleep(10 * time.Millisecond)
+	}
+	if !told() {
 		t.Errorf("control: the log has no line %q with a public path:\n%s", line, log.String())
 	}
 
