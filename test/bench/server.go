@@ -69,6 +69,11 @@ func (b *bench) launchWith(files []*os.File, dir, addr string, env []string, nam
 	if err := cmd.Start(); err != nil {
 		return nil, err
 	}
+	for _, f := range files { // handing it on made it block; an nginx worker that came second stood in accept(2) with all its connections
+		if err := unix.SetNonblock(int(f.Fd()), true); err != nil {
+			return nil, err
+		}
+	}
 	s := &server{addr: addr, dir: dir, cmd: cmd, done: make(chan struct{})}
 	go func() { cmd.Wait(); close(s.done) }()
 	if err := s.answers(30 * time.Second); err != nil {
