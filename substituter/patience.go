@@ -1,6 +1,7 @@
 package substituter
 
 import (
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"slices"
@@ -127,6 +128,24 @@ func (l *leg) broke() time.Time {
 func (l *leg) hangs(now time.Time) bool {
 	silent := l.silent(now)
 	return l.lags || silent > l.src.patience() || silent > breakPatience && l.broke().After(l.lastByte)
+}
+
+// trouble is what to say of a leg that was not needed in the end, nil if nothing; mu is held.
+func (l *leg) trouble(now time.Time) error {
+	age := now.Sub(l.started)
+	switch silent := l.silent(now); {
+	case silent > l.src.patience():
+		return fmt.Errorf("silent for %v after %d bytes", silent.Round(time.Millisecond), l.got)
+	case l.lags && l.flows(now): // it brings bytes, perhaps a moment late: no reason to speak ill of it
+		return nil
+	case l.lags:
+		return fmt.Errorf("slow: %d bytes in %v", l.got, age.Round(time.Millisecond))
+	case l.hangs(now):
+		return fmt.Errorf("broke off after %d bytes", l.got)
+	case l.slow:
+		return fmt.Errorf("slow: %d bytes in %v", l.got, age.Round(time.Millisecond))
+	}
+	return nil
 }
 
 // look tells whether all bytes are there and how long none came.

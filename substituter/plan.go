@@ -456,24 +456,6 @@ func (p *plan) letDownBy(src source, err error) {
 	src.flaky(err)
 }
 
-// trouble is what to say of a leg that was not needed in the end, nil if nothing; mu is held.
-func (l *leg) trouble(now time.Time) error {
-	age := now.Sub(l.started)
-	switch silent := l.silent(now); {
-	case silent > l.src.patience():
-		return fmt.Errorf("silent for %v after %d bytes", silent.Round(time.Millisecond), l.got)
-	case l.lags && l.flows(now): // it brings bytes, perhaps a moment late: no reason to speak ill of it
-		return nil
-	case l.lags:
-		return fmt.Errorf("slow: %d bytes in %v", l.got, age.Round(time.Millisecond))
-	case l.hangs(now):
-		return fmt.Errorf("broke off after %d bytes", l.got)
-	case l.slow:
-		return fmt.Errorf("slow: %d bytes in %v", l.got, age.Round(time.Millisecond))
-	}
-	return nil
-}
-
 // dropLegs ends what is still under way when it does not matter any more. It waits for nothing but bytes
 // on their way into the spool: a leg whose source does not let go ends in its own time.
 func (p *plan) dropLegs() {
