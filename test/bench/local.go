@@ -78,7 +78,7 @@ func (b *bench) servers(name string, floor bool) (c *corpus, all []contender, st
 	}
 	names, sizes := c.nars()
 	for _, x := range all {
-		if _, err := fetch(x.addr, 2, 1, c.narInfos(), 200, nil); err == nil {
+		if _, err = fetch(x.addr, 2, 1, c.narInfos(), 200, nil); err == nil {
 			_, err = fetch(x.addr, 2, 1, names, 200, sizes)
 		}
 		if err != nil {
