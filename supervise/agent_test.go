@@ -81,6 +81,14 @@ func serve(listeners []net.Listener, dir, mode, socket string, log *slog.Logger)
 		if starts > 1 && starts < 4 {
 			return ExitConfig
 		}
+	case "ready and gone, bad config later":
+		if starts == 1 {
+			Ready()
+			return 2
+		}
+		if starts < 4 {
+			return ExitConfig
+		}
 	case "crash later":
 		if starts > 1 {
 			return 2

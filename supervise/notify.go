@@ -1,6 +1,7 @@
 package supervise
 
 import (
+	"crypto/rand"
 	"fmt"
 	"net"
 	"os"
@@ -69,6 +70,30 @@ func (n *notifySocket) read() {
 		case n.messages <- m:
 		case <-n.stop:
 			return
+		}
+	}
+}
+
+// rest hands over what was sent until now. A socket keeps the order, so a message of our own is the last of it.
+func (n *notifySocket) rest(hear func(message)) {
+	last := rand.Text()
+	sent := make(chan error, 1)
+	go func() {
+		_, err := n.conn.WriteTo([]byte(last), n.conn.LocalAddr())
+		sent <- err
+	}()
+	for {
+		select {
+		case m := <-n.messages:
+			if m.text == last {
+				return
+			}
+			hear(m)
+		case err := <-sent:
+			if err != nil {
+				return
+			}
+			sent = nil
 		}
 	}
 }

@@ -217,10 +217,16 @@ func (s *supervisor) runChild(ctx context.Context) (ending, error) {
 	go func() { _ = cmd.Wait(); close(exited) }()
 	c := &child{s: s, cmd: cmd, deadline: time.NewTimer(s.StartTimeout)}
 	defer c.deadline.Stop()
+	hear := func(m message) {
+		if m.from(cmd.Process.Pid) {
+			c.heard(m.text)
+		}
+	}
 	done := ctx.Done()
 	for {
 		select {
 		case <-exited:
+			s.notify.rest(hear) // its last words may not have been read yet, and count
 			return c.ending(), nil
 		case sig := <-s.signals:
 			c.forward(sig)
@@ -230,9 +236,7 @@ func (s *supervisor) runChild(ctx context.Context) (ending, error) {
 				c.asked = 0
 			}
 		case m := <-s.notify.messages:
-			if m.from(cmd.Process.Pid) {
-				c.heard(m.text)
-			}
+			hear(m)
 		case <-c.deadline.C:
 			c.overdue()
 		}

@@ -263,6 +263,12 @@ func TestAWrongConfigurationEndsOnlyAFirstStart(t *testing.T) {
 	a.awaitReady()
 }
 
+func TestReadinessCountsThoughTheChildIsGoneWhenItIsRead(t *testing.T) {
+	for range 5 {
+		start(t, t.TempDir(), "127.0.0.1:0", "ready and gone, bad config later").awaitReady()
+	}
+}
+
 func TestAHungChildIsReplaced(t *testing.T) {
 	a := start(t, t.TempDir(), "127.0.0.1:0", "", "FLURRY_TEST_WATCHDOG=600ms")
 	first := a.awaitReady()
