@@ -62,12 +62,16 @@ func (d *DHT) lookUp(ctx context.Context, key Key) []discovery.Found {
 	asking, enough := context.WithCancel(ctx)
 	defer enough()
 	var found []discovery.Found
+	var grace *time.Timer // a node that is gone holds the look-up for seconds
 	for info := range node.FindProvidersAsync(asking, cid.NewCidV1(cid.Raw, key.multihash()), findMost) {
 		if f, ok := d.hint(info); ok {
-			if found = append(found, f); len(found) == 1 {
-				defer time.AfterFunc(findGrace, enough).Stop() // a node that is gone holds the look-up for seconds
+			if found = append(found, f); grace == nil {
+				grace = time.AfterFunc(findGrace, enough)
 			}
 		}
+	}
+	if grace != nil {
+		grace.Stop()
 	}
 	life := hitLife
 	if len(found) == 0 {

@@ -36,13 +36,6 @@ func (s span) every() time.Duration {
 	return sampleEvery
 }
 
-func (s span) count() int {
-	if s == spanLong {
-		return longSamples
-	}
-	return shortSamples
-}
-
 // sample is NAR bytes by where they came from.
 type sample struct{ peers, upstream, store int64 }
 

@@ -107,7 +107,7 @@ func (c *conn) NewStream(ctx context.Context) (network.Stream, error) {
 	return nil, fmt.Errorf("not simulated")
 }
 
-// pipe is one direction of a stream; mu guards queue and ended.
+// pipe is one direction of a stream; mu guards queue.
 type pipe struct {
 	delay time.Duration
 	wake  chan struct{}
@@ -116,7 +116,6 @@ type pipe struct {
 
 	mu    sync.Mutex
 	queue []packet
-	ended bool
 }
 
 type packet struct {
