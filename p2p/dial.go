@@ -258,7 +258,7 @@ func (d *dialer) due() (list []*hint, wait time.Duration) {
 func (d *dialer) dial(ctx context.Context, n *hint) {
 	ctx, cancel := context.WithTimeout(ctx, dialPatience)
 	defer cancel()
-	id, err := d.h.connect(ctx, n.id, n.Addrs)
+	id, err := d.h.connect(ctx, n.id, d.h.dialable(n))
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	key := string(n.Via) + " " + n.Name
