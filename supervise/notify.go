@@ -7,13 +7,16 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
 	"golang.org/x/sys/unix"
 )
 
-// maxMessage bounds a notification, in bytes; longer ones lose their end, as with systemd.
-const maxMessage = 4 << 10
+const (
+	maxMessage = 4 << 10     // bytes of a notification; longer ones lose their end, as with systemd
+	lastWords  = time.Second // a child that is gone is read for no longer: its own children may go on talking
+)
 
 // message is one notification and the process that sent it, by the kernel's word.
 type message struct {
@@ -74,8 +77,10 @@ func (n *notifySocket) read() {
 	}
 }
 
-// rest hands over what was sent until now. A socket keeps the order, so a message of our own is the last of it.
+// rest hands over what was sent until now, for lastWords at most. A socket keeps the order, so a message of our own is
+// the last of it.
 func (n *notifySocket) rest(hear func(message)) {
+	enough := time.After(lastWords)
 	last := rand.Text()
 	sent := make(chan error, 1)
 	go func() {
@@ -94,6 +99,8 @@ func (n *notifySocket) rest(hear func(message)) {
 				return
 			}
 			sent = nil
+		case <-enough:
+			return
 		}
 	}
 }
