@@ -70,7 +70,10 @@ func (c *Client) Sends(d time.Duration) bool {
 func (c *Client) URL() string { return c.base.String() }
 
 // Close drops idle connections. Requests under way end with their contexts.
-func (c *Client) Close() { c.hop.http.Load().CloseIdleConnections() }
+func (c *Client) Close() {
+	c.hop.http.Load().CloseIdleConnections()
+	c.hop.direct.closeIdle()
+}
 
 // Renew makes new requests go over new connections: after this machine slept or changed its address the old
 // ones may be dead without a word. What is under way goes on.
@@ -78,6 +81,7 @@ func (c *Client) Renew() {
 	old := c.hop.http.Load()
 	c.hop.http.Store(old.Clone())
 	old.CloseIdleConnections()
+	c.hop.direct.closeIdle()
 }
 
 // Status is what an operator sees of a cache.

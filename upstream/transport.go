@@ -77,6 +77,7 @@ type transport struct {
 	reach    atomic.Int32 // the nearest address seen of the cache itself
 	proxies  sync.Map     // host:port of proxies in use
 	requests atomic.Int64
+	direct   direct
 }
 
 func (c *Client) setTransport(roots *x509.CertPool) {
@@ -103,6 +104,7 @@ func (c *Client) setTransport(roots *x509.CertPool) {
 		ways.HTTP2.MaxReceiveBufferPerConnection = 4 * t.window(firstTrip) // a file that nobody reads is not to hold up the others
 	}
 	t.http.Store(ways)
+	t.direct.dial = t.dial
 	c.hop = t
 	c.http = &http.Client{Transport: t, CheckRedirect: t.checkRedirect}
 }
@@ -116,6 +118,9 @@ func (t *transport) RoundTrip(r *http.Request) (*http.Response, error) {
 		for name, values := range t.secrets {
 			r.Header[name] = values
 		}
+	}
+	if t.direct.fits(r, t.proxy) {
+		return t.direct.RoundTrip(r)
 	}
 	return t.http.Load().RoundTrip(r)
 }

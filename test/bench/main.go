@@ -80,7 +80,7 @@ func run() error {
 	flag.StringVar(&b.dir, "dir", filepath.Join(cache, "flurry-lab", "bench"), "where corpora are made and kept, about 30 GiB with every row")
 	flag.StringVar(&b.flurry, "flurry", "bin/flurry", "the binary to measure")
 	flag.StringVar(&b.harmoniaBinary, "harmonia", os.Getenv("HARMONIA"), "a harmonia-cache to measure beside it; default $HARMONIA")
-	flag.StringVar(&b.before, "before", os.Getenv("BEFORE"), "another flurry to measure beside it in the rows of local serving, xz and cpu; default $BEFORE")
+	flag.StringVar(&b.before, "before", os.Getenv("BEFORE"), "another flurry to measure beside it in the rows of local serving, upstream, xz and cpu; default $BEFORE")
 	flag.StringVar(&b.spool, "spool", os.Getenv("SPOOL"), "directory for the spool of the row sixteen, 18 GB, where the disk would bind; default $SPOOL")
 	flag.Parse()
 	chosen, err := choose(rows(), only)

@@ -109,6 +109,13 @@ func (s *server) answers(patience time.Duration) error {
 // nginx serves a corpus's static files as the machine is set up.
 func (b *bench) nginx(root string) (*server, error) { return b.nginxOn(root, nil) }
 
+// nginxBefore is an nginx that passes every question on to the server at addr, on connections that it keeps.
+func (b *bench) nginxBefore(addr string) (*server, error) {
+	behind := "upstream behind { server " + addr + "; keepalive 16; }"
+	pass := `location / { proxy_pass http://behind; proxy_http_version 1.1; proxy_set_header Connection ""; }`
+	return b.nginxWith(behind, pass, nil)
+}
+
 // unpacedNginx is one whose connections a congestion control that paces, as BBR does, does not slow down: it
 // inherits a socket that says so, as its configuration cannot.
 func (b *bench) unpacedNginx(root string) (*server, error) {
@@ -126,6 +133,11 @@ func (b *bench) unpacedNginx(root string) (*server, error) {
 
 // nginxOn serves as well as nginx can, on ln if it is not nil.
 func (b *bench) nginxOn(root string, ln *net.TCPListener) (*server, error) {
+	return b.nginxWith("", "root "+root+";", ln)
+}
+
+// nginxWith has directives of the http block and of the one server in it.
+func (b *bench) nginxWith(http, site string, ln *net.TCPListener) (*server, error) {
 	dir, err := os.MkdirTemp(b.tmp, "nginx-")
 	if err != nil {
 		return nil, err
@@ -153,9 +165,10 @@ http {
   open_file_cache max=20000 inactive=1h; open_file_cache_valid 1h; open_file_cache_errors on;
   default_type application/x-nix-nar; types { text/x-nix-narinfo narinfo; }
   client_body_temp_path %[1]s/b; proxy_temp_path %[1]s/p; fastcgi_temp_path %[1]s/f; uwsgi_temp_path %[1]s/u; scgi_temp_path %[1]s/s;
-  server { listen %[2]s backlog=1024; root %[3]s; log_not_found off; }
+  %[3]s
+  server { listen %[2]s backlog=1024; log_not_found off; %[4]s }
 }
-`, dir, addr, root)
+`, dir, addr, http, site)
 	conf := filepath.Join(dir, "nginx.conf")
 	if err := os.WriteFile(conf, []byte(text), 0o644); err != nil {
 		return nil, err
