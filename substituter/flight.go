@@ -31,7 +31,7 @@ const (
 	// newsEvery bounds how often it does so for what neighbours tell; with many neighbours it is longer.
 	newsEvery = 10 * time.Millisecond
 	// hashStep is how much is read back from a spool file at once to be hashed.
-	hashStep = 1 << 20
+	hashStep = 256 << 10
 	// progressStep is how many bytes count as a sign of life: who dribbles is as good as silent.
 	progressStep = 4 << 10
 )
@@ -48,6 +48,8 @@ type flight struct {
 
 	mu       sync.Mutex    // guards all below
 	changed  chan struct{} // closed and replaced at every change
+	news     chan struct{} // closed and replaced at those that a reader may wait for
+	shown    view          // what readers saw at the last of these
 	spool    *spool
 	claimed  spans // bytes that a leg has received; each is taken from one source only
 	written  spans // those that are in the spool
@@ -121,10 +123,23 @@ func (f *flight) wired(n int64) {
 	f.all.uplink.wired(n, f.v.Scope() == verify.ScopePublic)
 }
 
-// broadcast wakes all who wait; mu is held.
+// view is what a reader's await depends on.
+type view struct {
+	end    int64
+	epoch  int
+	failed bool
+}
+
+// broadcast wakes all who wait for what changed; mu is held. A NAR comes in thousands of pieces, and who reads one that is
+// shown only as a whole is not woken for each.
 func (f *flight) broadcast() {
 	close(f.changed)
 	f.changed = make(chan struct{})
+	if now := (view{f.servable(), f.epoch, f.err != nil}); now != f.shown {
+		f.shown = now
+		close(f.news)
+		f.news = make(chan struct{})
+	}
 }
 
 // servable returns how far readers may read now; mu is held.
@@ -155,12 +170,12 @@ func (f *flight) await(ctx context.Context, epoch int, off int64) (int64, error)
 			f.mu.Unlock()
 			return end, nil
 		}
-		changed := f.changed
+		news := f.news
 		f.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return 0, ctx.Err()
-		case <-changed:
+		case <-news:
 		}
 	}
 }
@@ -170,6 +185,7 @@ type reader struct {
 	f      *flight
 	epoch  int
 	direct *direct // once this machine could not keep the NAR
+	ended  bool    // it got the last byte
 }
 
 // await is flight.await, which it goes on without where this machine cannot keep the NAR.
@@ -184,7 +200,7 @@ func (r *reader) await(ctx context.Context, off int64) (end int64, err error) {
 
 // close ends the reader's use of the flight.
 func (r *reader) close() {
-	r.f.all.leave(r.f)
+	r.f.all.leave(r.f, r.ended)
 	if r.direct != nil {
 		r.direct.close()
 	}
@@ -216,6 +232,7 @@ func (r *reader) WriteRange(ctx context.Context, w io.Writer, off, length int64)
 			return written, err
 		}
 	}
+	r.ended = off+written == r.Size()
 	return written, nil
 }
 
@@ -341,7 +358,7 @@ func (f *flight) waited() time.Duration {
 	return time.Since(f.wanted)
 }
 
-var legBuffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
+var legBuffers = sync.Pool{New: func() any { b := make([]byte, hashStep); return &b }}
 
 // runLeg copies a range from one source to the spool.
 func (f *flight) runLeg(ctx context.Context, l *leg) error {

@@ -124,7 +124,7 @@ func (c *Config) defaults() {
 		c.FirstByte = 2 * time.Minute // Nix gives up after 5
 	}
 	if c.Linger == 0 {
-		c.Linger = time.Minute
+		c.Linger = keepUsual
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
