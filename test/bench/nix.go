@@ -29,22 +29,29 @@ func nixRow(b *bench) (*result, error) {
 		return nil, fmt.Errorf("scripts/bench-neighbour, from the source's root: %w\n%s", err, out)
 	}
 	res := &result{}
+	ratio := 0.0
 	for _, line := range strings.Split(string(out), "\n") {
 		f := strings.Fields(line)
 		for i := 1; i < len(f); i++ {
-			name, ok := strings.CutPrefix(f[i], "s/")
-			if v, err := strconv.ParseFloat(f[i-1], 64); ok && err == nil {
+			v, err := strconv.ParseFloat(f[i-1], 64)
+			if err != nil {
+				continue
+			}
+			if name, ok := strings.CutPrefix(f[i], "s/"); ok {
 				res.sample(name, "s", v)
+			}
+			if f[i] == "ratio" {
+				ratio = v
 			}
 		}
 		if strings.Contains(line, "nginx [") {
 			res.note("%s", strings.TrimSpace(line))
 		}
 	}
-	if len(res.Series) != 2 {
+	if len(res.Series) != 2 || ratio == 0 {
 		return nil, fmt.Errorf("no figures in its output:\n%s", out)
 	}
 	res.note("medians of %d rounds", rounds)
-	res.most("time of a neighbour / nginx", res.median("neighbour")/res.median("nginx"), 1.15)
+	res.most("time of a neighbour / nginx", ratio, 1.15)
 	return res, nil
 }

@@ -36,6 +36,7 @@ type agentConfig struct {
 	asRoot    bool
 	binary    string   // "" is the one under test
 	env       []string // more of its environment, NAME=value
+	onDisk    bool     // its state is on the disk of machine.freshDisk
 	disk      string   // size of a disk of its own for its state, as tmpfs takes it; "" is the machine's
 }
 
@@ -51,7 +52,11 @@ type agent struct {
 // startAgent starts an agent with a state of its own and waits until it answers.
 func (m *machine) startAgent(cfg agentConfig) *agent {
 	m.lab.t.Helper()
-	dir, err := os.MkdirTemp(m.dir, "agent-")
+	where := m.dir
+	if cfg.onDisk {
+		where = m.disk
+	}
+	dir, err := os.MkdirTemp(where, "agent-")
 	if err != nil {
 		m.lab.t.Fatal(err)
 	}

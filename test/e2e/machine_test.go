@@ -31,6 +31,7 @@ type machine struct {
 	ip    string
 	dir   string // its home/, nix/ and etc/
 	agent *agent // the last one started, nil before
+	disk  string // where freshDisk put one
 	nix   string // directory of another Nix's commands, "" for the host's
 }
 
