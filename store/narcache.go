@@ -29,16 +29,8 @@ type cachedNAR struct {
 
 // open returns the NAR of the tree at root, anew if it is not the one that is kept.
 func (c *narCache) open(ctx context.Context, h verify.StoreHash, root string) (*nar.NAR, error) {
-	c.mu.Lock()
-	e := c.byHash[h]
-	if e != nil {
-		c.order.MoveToFront(e)
-	}
-	c.mu.Unlock()
-	if e != nil {
-		if n := e.Value.(*cachedNAR).NAR; n.Same() {
-			return n, nil
-		}
+	if n := c.kept(h); n != nil && n.Same() {
+		return n, nil
 	}
 	n, err := nar.Open(ctx, root)
 	c.mu.Lock()
@@ -57,6 +49,18 @@ func (c *narCache) open(ctx context.Context, h verify.StoreHash, root string) (*
 		c.drop(c.order.Back())
 	}
 	return n, nil
+}
+
+// kept returns the NAR that is kept, of a tree that may be another one by now; nil if there is none.
+func (c *narCache) kept(h verify.StoreHash) *nar.NAR {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	e := c.byHash[h]
+	if e == nil {
+		return nil
+	}
+	c.order.MoveToFront(e)
+	return e.Value.(*cachedNAR).NAR
 }
 
 // drop forgets one; mu is held.

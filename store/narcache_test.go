@@ -2,12 +2,53 @@ package store
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/flurry-nix/flurry/verify"
 )
+
+func TestASmallNARIsThatOfTheTreeThereIs(t *testing.T) {
+	dir, h := t.TempDir(), verify.StoreHash{1}
+	s := New(Config{RealDir: dir}, &verify.Keys{})
+	path := filepath.Join(dir, h.String()+"-name")
+	s.idx.add(s.dir, row{id: 1, path: filepath.Join(s.dir, filepath.Base(path))})
+	const size = 15 * 8 // of a NAR of one file of up to eight bytes
+	ask := func() string {
+		b, err := s.AppendNAR(t.Context(), []byte("head "), h, size)
+		if err != nil {
+			t.Error(err)
+		}
+		return string(b)
+	}
+	put := func(text string) {
+		t.Helper()
+		if err := errors.Join(os.WriteFile(path+".new", []byte(text), 0o644), os.Rename(path+".new", path)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	put("one")
+	first := ask()
+	if again := ask(); again != first || !strings.HasPrefix(first, "head ") || !strings.Contains(first, "one") {
+		t.Errorf("%q, then %q", first, again)
+	}
+	for _, text := range []string{"two", "longer"} {
+		if put(text); !strings.Contains(ask(), text) {
+			t.Errorf("not the tree that has %q", text)
+		}
+	}
+	put("too long to be it")
+	if b, err := s.AppendNAR(t.Context(), []byte("head "), h, size); err == nil || string(b) != "head " {
+		t.Errorf("of another size: %q, %v", b, err)
+	}
+	os.Remove(path)
+	if b, err := s.AppendNAR(t.Context(), nil, h, size); !errors.Is(err, ErrAbsent) || len(b) > 0 {
+		t.Errorf("of nothing: %q, %v", b, err)
+	}
+}
 
 func TestANARIsWalkedOnceUntilItsTreeIsAnother(t *testing.T) {
 	var c narCache

@@ -56,7 +56,7 @@ type entry struct {
 	start  int64  // offset of its text in the NAR
 	size   int64  // bytes: contents of a file, target of a link
 	parent int32  // index of its directory, -1 for the root
-	name   uint32 // offset of name, then link target, in NAR.names
+	name   uint32 // offset of name, NUL, then link target, in NAR.names
 	closes uint32 // closing parentheses after it
 	length uint16 // of its name
 	kind   kind
@@ -65,7 +65,7 @@ type entry struct {
 // NAR is the archive of one tree as it was when opened. It holds no descriptor and needs no closing.
 // Immutable; safe for concurrent use.
 type NAR struct {
-	root    string
+	root    []byte // a path, ending in NUL as the kernel wants it
 	id      identity
 	entries []entry
 	names   []byte
@@ -75,7 +75,7 @@ type NAR struct {
 // Open walks the tree at root (a file, a directory or a symbolic link) and returns its archive,
 // having read no file's contents. It costs about 60 bytes of memory per entry.
 func Open(ctx context.Context, root string) (*NAR, error) {
-	n := &NAR{root: root}
+	n := &NAR{root: append([]byte(root), 0)}
 	if err := n.walk(ctx); err != nil {
 		return nil, fmt.Errorf("walk %s: %w", root, err)
 	}
@@ -95,9 +95,18 @@ func (n *NAR) Entries() int { return len(n.entries) }
 // Same tells whether the root is still the one that was walked. What is below it is looked at as it is
 // written.
 func (n *NAR) Same() bool {
-	id, err := identify(unix.AT_FDCWD, n.root)
+	id, err := identify(unix.AT_FDCWD, n.path())
 	return err == nil && id == n.id
 }
+
+// path is where the tree is.
+func (n *NAR) path() string { return string(n.root[:len(n.root)-1]) }
+
+// name is that of an entry.
+func (n *NAR) name(e *entry) []byte { return n.names[e.name:][:e.length] }
+
+// target is that of a symbolic link.
+func (n *NAR) target(e *entry) []byte { return n.names[int(e.name)+int(e.length)+1:][:e.size] }
 
 const (
 	magic    = "nix-archive-1"
@@ -169,7 +178,7 @@ func (n *NAR) appendHead(b []byte, i int) []byte {
 		b = append(b, textMagic...)
 	} else {
 		b = append(b, textEntry...)
-		b = appendString(b, n.names[e.name:][:e.length])
+		b = appendString(b, n.name(e))
 		b = append(b, textNode...)
 	}
 	switch e.kind {
@@ -177,7 +186,7 @@ func (n *NAR) appendHead(b []byte, i int) []byte {
 		b = append(b, textDirectory...)
 	case kindSymlink:
 		b = append(b, textSymlink...)
-		b = appendString(b, n.names[int(e.name)+int(e.length):][:e.size])
+		b = appendString(b, n.target(e))
 	case kindExecutable:
 		b = append(b, textExecutable...)
 		b = binary.LittleEndian.AppendUint64(b, uint64(e.size))

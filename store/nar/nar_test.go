@@ -270,6 +270,48 @@ func TestChangedTreeIsAnErrorAndNeverOtherBytes(t *testing.T) {
 	}
 }
 
+// An archive may have no file whose opening would show that the tree is another one.
+func TestAppendGivesTheTreeThatWasWalkedOrAnError(t *testing.T) {
+	for name, put := range map[string]func(path string) error{
+		"file":            func(p string) error { return os.WriteFile(p, filler(200), 0o644) },
+		"empty file":      func(p string) error { return os.WriteFile(p, nil, 0o755) },
+		"link":            func(p string) error { return os.Symlink("target", p) },
+		"empty directory": func(p string) error { return os.Mkdir(p, 0o755) },
+		"directory of links": func(p string) error {
+			return errors.Join(os.Mkdir(p, 0o755), os.Symlink("..", p+"/up"), os.Mkdir(p+"/empty", 0o755))
+		},
+		"tree": func(p string) error { return os.CopyFS(p, os.DirFS(filepath.Dir(p)+"/odd")) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := t.TempDir()
+			for _, size := range []int{0, 7, 64<<10 - 1, 64 << 10, 300 << 10} {
+				write(t, filepath.Join(dir, "odd", "d", strconv.Itoa(size)), filler(size), 0o644)
+			}
+			root := filepath.Join(dir, "root")
+			if err := put(root); err != nil {
+				t.Fatal(err)
+			}
+			n := open(t, root)
+			b, err := n.Append(t.Context(), []byte("before"))
+			if err != nil || !bytes.Equal(b, append([]byte("before"), whole(t, n)...)) {
+				t.Errorf("%d bytes of %d, %v", len(b), n.Size(), err)
+			}
+			if err := os.Rename(root, root+"2"); err != nil { // its inode stays in use
+				t.Fatal(err)
+			}
+			if b, err := n.Append(t.Context(), b[:3]); err == nil || string(b) != "bef" {
+				t.Errorf("of nothing: %d bytes, %v", len(b), err)
+			}
+			if err := put(root); err != nil {
+				t.Fatal(err)
+			}
+			if b, err := n.Append(t.Context(), b[:3]); !errors.Is(err, nar.ErrChanged) || string(b) != "bef" {
+				t.Errorf("of one that looks the same: %d bytes, %v", len(b), err)
+			}
+		})
+	}
+}
+
 // changer lets the file shrink while it is being read.
 type changer struct {
 	plain

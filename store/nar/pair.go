@@ -85,7 +85,7 @@ func (n *NAR) writeAhead(ctx context.Context, w io.Writer, list []segment) (writ
 			next++
 		}
 		if err != nil {
-			return s.written, fmt.Errorf("NAR of %s: %w", n.root, err)
+			return s.written, fmt.Errorf("NAR of %s: %w", n.path(), err)
 		}
 	}
 	return s.written, nil

@@ -24,8 +24,9 @@ func retry(call func() error) error {
 	}
 }
 
-func openAt(dir int, name string, flags int) (fd int, err error) {
-	err = retry(func() (err error) { fd, err = unix.Openat(dir, name, openFlags|flags, 0); return err })
+// openAt opens name, which ends in NUL, in directory dir.
+func openAt(dir int, name []byte, flags int) (fd int, err error) {
+	err = retry(func() (err error) { fd, err = rawOpenAt(dir, name, openFlags|flags); return err })
 	if errors.Is(err, unix.ELOOP) || errors.Is(err, unix.ENOTDIR) {
 		err = fmt.Errorf("%w: %w", ErrChanged, err)
 	}
@@ -39,11 +40,11 @@ type walker struct {
 }
 
 func (n *NAR) walk(ctx context.Context) (err error) {
-	if n.id, err = identify(unix.AT_FDCWD, n.root); err != nil {
+	if n.id, err = identify(unix.AT_FDCWD, n.path()); err != nil {
 		return err
 	}
 	w := &walker{n, ctx}
-	return w.node(unix.AT_FDCWD, n.root, "", -1, 0)
+	return w.node(unix.AT_FDCWD, n.path(), "", -1, 0)
 }
 
 // node adds the object called path in directory dir, known as name in the archive, and all below it.
@@ -61,7 +62,7 @@ func (w *walker) node(dir int, path, name string, parent int32, depth int) error
 	if parent < 0 {
 		e.closes = 1 // the root is not inside an "entry ( … )"
 	}
-	w.names = append(w.names, name...)
+	w.names = append(append(w.names, name...), 0)
 	switch st.Mode & unix.S_IFMT {
 	case unix.S_IFREG:
 		e.kind, e.size = kindRegular, st.Size
@@ -70,7 +71,7 @@ func (w *walker) node(dir int, path, name string, parent int32, depth int) error
 		}
 	case unix.S_IFLNK:
 		e.kind = kindSymlink
-		if e.size, err = w.target(dir, path, st.Size); err != nil {
+		if e.size, err = w.readLink(dir, path, st.Size); err != nil {
 			return fmt.Errorf("%q: %w", path, err)
 		}
 	case unix.S_IFDIR:
@@ -95,7 +96,7 @@ func (w *walker) directory(dir int, path string, i int32, depth int) error {
 	if err := w.ctx.Err(); err != nil {
 		return err
 	}
-	fd, err := openAt(dir, path, unix.O_DIRECTORY)
+	fd, err := openAt(dir, append([]byte(path), 0), unix.O_DIRECTORY)
 	if err != nil {
 		return err
 	}
@@ -138,8 +139,8 @@ func (w *walker) list(f *os.File) ([]string, error) {
 	return names, nil
 }
 
-// target appends a link's target to names and returns its length.
-func (w *walker) target(dir int, path string, size int64) (int64, error) {
+// readLink appends a link's target to names and returns its length.
+func (w *walker) readLink(dir int, path string, size int64) (int64, error) {
 	const maxTarget = unix.PathMax // what Linux allows
 	if size < 0 || size > maxTarget {
 		return 0, fmt.Errorf("%w: link target of %d bytes", ErrUnsupported, size)

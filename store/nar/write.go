@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"runtime"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -52,9 +53,25 @@ func (n *NAR) WriteRange(ctx context.Context, w io.Writer, off, length int64) (i
 	defer s.release()
 	s.pos, s.end = off, off+length
 	if err := s.run(); err != nil {
-		return s.written, fmt.Errorf("NAR of %s: %w", n.root, err)
+		return s.written, fmt.Errorf("NAR of %s: %w", n.path(), err)
 	}
 	return s.written, nil
+}
+
+// Append appends the whole archive to b. The error wraps [ErrChanged] or fs.ErrNotExist if the tree is no longer
+// the one that was walked, as [NAR.Same] tells; no look is needed before.
+func (n *NAR) Append(ctx context.Context, b []byte) ([]byte, error) {
+	was := len(b)
+	s := stream{NAR: n, ctx: ctx, buf: slices.Grow(b, int(n.size)+1), current: -1, end: n.size} // small wants room for one byte more
+	err := s.read()
+	s.leave(0)
+	if err == nil && !s.opened && !n.Same() { // nothing but links and empty directories
+		err = ErrChanged
+	}
+	if err != nil {
+		return b[:was], fmt.Errorf("NAR of %s: %w", n.path(), err)
+	}
+	return s.buf, nil
 }
 
 func (n *NAR) newStream(ctx context.Context, w io.Writer) *stream {
@@ -86,6 +103,7 @@ type stream struct {
 	dirs    []dir // open directories, the root first, down to current
 	current int32 // entry of the innermost
 	text    []byte
+	opened  bool // the root was, and is the one that was walked
 }
 
 type dir struct {
@@ -180,15 +198,14 @@ func (s *stream) flush() error {
 // file emits length bytes of the contents of entry i from byte off on.
 func (s *stream) file(i int, off, length int64) (err error) {
 	e := &s.entries[i]
-	name := string(s.names[e.name:][:e.length])
 	var fd int
 	if e.parent < 0 {
 		fd, err = s.openRoot(0)
 	} else if err = s.enter(e.parent); err == nil {
-		fd, err = openAt(s.dirs[len(s.dirs)-1].fd, name, 0)
+		fd, err = openAt(s.dirs[len(s.dirs)-1].fd, s.names[e.name:][:e.length+1], 0)
 	}
 	if err != nil {
-		return fmt.Errorf("open %q: %w", name, err)
+		return fmt.Errorf("open %q: %w", s.name(e), err)
 	}
 	switch {
 	case s.from != nil && length >= largeFile:
@@ -200,7 +217,7 @@ func (s *stream) file(i int, off, length int64) (err error) {
 	}
 	unix.Close(fd)
 	if err != nil {
-		return fmt.Errorf("%q: %w", name, err)
+		return fmt.Errorf("%q: %w", s.name(e), err)
 	}
 	return nil
 }
@@ -370,7 +387,7 @@ func (s *stream) enter(i int32) error {
 		if e.parent < 0 {
 			fd, err = s.openRoot(unix.O_DIRECTORY)
 		} else {
-			fd, err = openAt(s.dirs[len(s.dirs)-1].fd, string(s.names[e.name:][:e.length]), unix.O_DIRECTORY)
+			fd, err = openAt(s.dirs[len(s.dirs)-1].fd, s.names[e.name:][:e.length+1], unix.O_DIRECTORY)
 		}
 		if err != nil {
 			return err
@@ -408,5 +425,6 @@ func (s *stream) openRoot(flags int) (int, error) {
 		unix.Close(fd)
 		return -1, err
 	}
+	s.opened = true
 	return fd, nil
 }
