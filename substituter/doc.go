@@ -36,6 +36,8 @@ type Store interface {
 	Info(ctx context.Context, h verify.StoreHash) (*verify.NarInfo, error)
 	// NAR returns the content of a valid path, or an error that wraps [ErrAbsent].
 	NAR(ctx context.Context, h verify.StoreHash) (binarycache.Content, error)
+	// AppendNAR appends the whole NAR, of size bytes, of a valid path to b; an error if the path is not so.
+	AppendNAR(ctx context.Context, b []byte, h verify.StoreHash, size int64) ([]byte, error)
 }
 
 // Peers are the neighbours, known by their have-sets.

@@ -216,6 +216,13 @@ func (s *fakeStore) NAR(_ context.Context, h verify.StoreHash) (binarycache.Cont
 	return nil, ErrAbsent
 }
 
+func (s *fakeStore) AppendNAR(_ context.Context, b []byte, h verify.StoreHash, size int64) ([]byte, error) {
+	if n, ok := s.nars[h]; ok && int64(len(n)) == size {
+		return append(b, n...), nil
+	}
+	return b, ErrAbsent
+}
+
 type memNAR []byte
 
 func (m memNAR) Size() int64 { return int64(len(m)) }

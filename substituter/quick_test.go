@@ -2,6 +2,7 @@ package substituter
 
 import (
 	"bufio"
+	"bytes"
 	"fmt"
 	"io"
 	"net"
@@ -195,6 +196,35 @@ func TestASmallNAROfTheStoreIsQuick(t *testing.T) {
 	}
 	if served() != [3]int64{4, bytes, bytes} {
 		t.Errorf("counted %d NARs and bytes from the store and to Nix, want 4 and %d", served(), bytes)
+	}
+}
+
+// TestASlowReaderGetsItsNARWhole: longer than the kernel waits for room to send, on a connection that asks alone.
+func TestASlowReaderGetsItsNARWhole(t *testing.T) {
+	w := newWorld(t, 20<<20)
+	w.store.add(w.info, w.nar)
+	addr, _ := w.listen(w.start())
+	c, err := net.Dial("tcp", addr)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	br := bufio.NewReader(c)
+	head := "GET /%s HTTP/1.1\r\nHost: " + addr + "\r\n\r\n"
+	for _, name := range []string{"nix-cache-info", w.path.Hash().String() + ".narinfo", w.narURL()} {
+		fmt.Fprintf(c, head, name)
+		resp, err := http.ReadResponse(br, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var got bytes.Buffer
+		for err == nil && name == w.narURL() {
+			time.Sleep(20 * time.Millisecond)
+			_, err = io.CopyN(&got, resp.Body, 6<<20)
+		}
+		if io.Copy(&got, resp.Body); name == w.narURL() && !bytes.Equal(got.Bytes(), w.nar) {
+			t.Errorf("got %d bytes of %d: %v", got.Len(), len(w.nar), err)
+		}
 	}
 }
 

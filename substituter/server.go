@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	lru "github.com/hashicorp/golang-lru/v2"
@@ -51,7 +52,8 @@ type Server struct {
 	ahead   *ahead
 	info    string
 	ready   chan struct{}
-	told    *rate.Limiter // of a log line that every question could cause
+	asker   atomic.Pointer[quickConn] // whose question was the last of a kept-alive connection
+	told    *rate.Limiter             // of a log line that every question could cause
 
 	Stats Stats
 }

@@ -177,6 +177,9 @@ func (noStore) Info(context.Context, verify.StoreHash) (*verify.NarInfo, error) 
 func (noStore) NAR(context.Context, verify.StoreHash) (binarycache.Content, error) {
 	return nil, substituter.ErrAbsent
 }
+func (noStore) AppendNAR(_ context.Context, b []byte, _ verify.StoreHash, _ int64) ([]byte, error) {
+	return b, substituter.ErrAbsent
+}
 
 // seedCatalog has the seed's path, or nothing.
 type seedCatalog struct {

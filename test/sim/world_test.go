@@ -171,6 +171,13 @@ func (s *localStore) NAR(_ context.Context, h verify.StoreHash) (binarycache.Con
 	return nil, substituter.ErrAbsent
 }
 
+func (s *localStore) AppendNAR(_ context.Context, b []byte, h verify.StoreHash, size int64) ([]byte, error) {
+	if o := s.get(h); o != nil && int64(len(o.nar)) == size {
+		return append(b, o.nar...), nil
+	}
+	return b, substituter.ErrAbsent
+}
+
 type memNAR []byte
 
 func (m memNAR) Size() int64 { return int64(len(m)) }
