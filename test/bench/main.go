@@ -110,6 +110,7 @@ func run() error {
 	var failed error
 	for _, r := range chosen {
 		fmt.Fprintf(os.Stderr, "%s  %s …\n", time.Now().Format("15:04:05"), r.name)
+		began := processors()
 		res, err := r.run(b)
 		if b.ctx.Err() != nil {
 			return b.ctx.Err()
@@ -120,6 +121,7 @@ func run() error {
 			continue
 		}
 		res.Row, res.What, res.Reach = r.name, r.what, r.reach
+		res.plain("% of the "+hostTook, processors().since(began))
 		report.Results = append(report.Results, res)
 		res.print(os.Stdout)
 		if err := report.write(out); err != nil {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 )
 
@@ -136,4 +137,32 @@ func cpuModel() string {
 		}
 	}
 	return "unknown"
+}
+
+// hostTook names what a guest's figures suffer from.
+const hostTook = "processor time wanted that the machine's host took"
+
+// processorTime is what all processors did since this machine booted, in ticks.
+type processorTime struct{ used, stolen float64 }
+
+// processors reads it; a machine that is no guest is stolen nothing.
+func processors() (t processorTime) {
+	stat, _ := os.ReadFile("/proc/stat")
+	all, _, _ := strings.Cut(string(stat), "\n")
+	for i, field := range strings.Fields(all) { // cpu user nice system idle iowait irq softirq steal …
+		v, _ := strconv.ParseFloat(field, 64)
+		switch i {
+		case 1, 2, 3, 6, 7:
+			t.used += v
+		case 8:
+			t.stolen = v
+		}
+	}
+	return t
+}
+
+// since returns the stolen share of the time that was wanted since before, in percent.
+func (t processorTime) since(before processorTime) float64 {
+	stolen := t.stolen - before.stolen
+	return 100 * stolen / max(1, stolen+t.used-before.used)
 }

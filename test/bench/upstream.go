@@ -7,8 +7,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 )
 
@@ -54,7 +52,7 @@ func upstreamRow(b *bench) (*result, error) {
 			return err
 		}
 		var all []float64
-		before := hostTook()
+		began := processors()
 		for _, name := range names[50:] {
 			start := time.Now()
 			a, err := x.get(name)
@@ -63,7 +61,7 @@ func upstreamRow(b *bench) (*result, error) {
 			}
 			all = append(all, time.Since(start).Seconds()*1e3)
 		}
-		res.sample(series+", taken by the host", "CPU s", hostTook()-before)
+		res.sample(series+", "+hostTook, "%", processors().since(began))
 		res.sample(series+", p50", "ms", quantile(all, 0.5))
 		res.sample(series+", p99", "ms", quantile(all, 0.99))
 		return nil
@@ -100,20 +98,6 @@ func upstreamRow(b *bench) (*result, error) {
 	res.most("ms added, p50", res.median("through flurry, p50")-res.median("nginx, p50"), 0.3)
 	res.most("ms added, p99", res.median("through flurry, p99")-res.median("nginx, p99"), 1)
 	return res, nil
-}
-
-// hostTook is the processor time, in seconds, that this machine wanted since it booted while its host gave it to
-// others; 0 where the machine is no guest.
-func hostTook() float64 {
-	const tick = 0.01 // USER_HZ, which Linux fixes for programs
-	stat, _ := os.ReadFile("/proc/stat")
-	all, _, _ := strings.Cut(string(stat), "\n")
-	fields := strings.Fields(all) // cpu user nice system idle iowait irq softirq steal …
-	if len(fields) < 9 {
-		return 0
-	}
-	ticks, _ := strconv.ParseFloat(fields[8], 64)
-	return ticks * tick
 }
 
 func xzRow(b *bench) (*result, error) {
