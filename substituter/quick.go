@@ -111,12 +111,12 @@ func (c *quickConn) Read(p []byte) (int, error) {
 		return 0, c.awaitEnd()
 	}
 	for {
-		if c.state == fresh || c.state == waiting {
-			c.expect()
-		}
 		n, err := c.TCPConn.Read(p)
 		if n == 0 || c.state == plain {
 			return n, err
+		}
+		if c.state != passed {
+			c.asked(bytes.HasPrefix(p[:n], []byte("GET /nar/")))
 		}
 		if c.state == waiting && err == nil {
 			done, err := c.answer(p[:n])
@@ -141,14 +141,16 @@ func (c *quickConn) Read(p []byte) (int, error) {
 	}
 }
 
-// expect prepares for the next question. Where the last one was this connection's, too, a thread waits in the kernel
-// for a moment, for a question and for room to send, before Go's poller does: a Nix that asks one after the other asks
-// again within some 50 µs, and the poller is three more system calls each time, and puts the runtime's monitor to
-// sleep and wakes it. Where several connections ask by turns, the poller costs less than their threads would.
-func (c *quickConn) expect() {
-	if alone := c.s.asker.Swap(c) == c; alone != c.waits && c.brief {
-		c.waits = alone
-		c.raw.Control(func(fd uintptr) { unix.SetNonblock(int(fd), !alone) })
+// asked notes a question. Where it is for a NAR and the one before was this connection's, too, a thread waits in the
+// kernel for a moment, for room to send and for the next question, before Go's poller does: a Nix that asks one after
+// the other asks again within some 50 µs, and the poller is three more system calls each time, and puts the runtime's
+// monitor to sleep and wakes it. Where several connections ask by turns, the poller costs less than their threads
+// would. After a narinfo, too: Go's scheduler looks out for work for about as long as the next question takes, and
+// meanwhile the processor does not fall asleep.
+func (c *quickConn) asked(nar bool) {
+	if wait := c.s.asker.Swap(c) == c && nar; wait != c.waits && c.brief {
+		c.waits = wait
+		c.raw.Control(func(fd uintptr) { unix.SetNonblock(int(fd), !wait) })
 	}
 }
 

@@ -45,8 +45,8 @@ func TestAnswersWithinTheMachineAreNotPaced(t *testing.T) {
 	}
 }
 
-// One connection that asks alone waits in the kernel, of several none does.
-func TestWhoAsksAloneIsWaitedForInTheKernel(t *testing.T) {
+// One connection that asks alone for NARs waits in the kernel, of several none does.
+func TestWhoAsksAloneForNARsIsWaitedForInTheKernel(t *testing.T) {
 	w := newWorld(t, 3000)
 	w.store.add(w.info, w.nar)
 	s := w.start()
@@ -81,10 +81,10 @@ func TestWhoAsksAloneIsWaitedForInTheKernel(t *testing.T) {
 	}
 	a, b := conns[0], conns[1]
 	for i, step := range []struct {
-		asks *quickConn
-		want bool
-	}{{a, false}, {a, true}, {a, true}, {b, false}, {a, false}, {b, false}, {b, true}} {
-		if step.asks.expect(); waits(step.asks) != step.want {
+		asks      *quickConn
+		nar, want bool
+	}{{a, true, false}, {a, true, true}, {a, false, false}, {a, true, true}, {b, true, false}, {a, true, false}, {b, true, false}, {b, true, true}} {
+		if step.asks.asked(step.nar); waits(step.asks) != step.want {
 			t.Errorf("step %d: waits in the kernel: %v", i, !step.want)
 		}
 	}
