@@ -36,14 +36,12 @@ type checker struct {
 	proof *verify.Proof // nil until there is a claim
 	taken int           // claims that it knows
 	wrong error         // the bytes are known to be wrong as a whole; only chunks can tell which
-	buf   *[]byte       // what the front is read back with
-	chunk []byte        // and chunks
+	buf   []byte
 }
 
 // follow returns the verdict on the whole. wrong is an earlier one about the same bytes.
 func (f *flight) follow(ctx context.Context, wrong error) error {
-	c := &checker{f: f, front: verify.NewChecker(f.v.NarHash(), f.v.NarSize()), wrong: wrong, buf: legBuffers.Get().(*[]byte)}
-	defer legBuffers.Put(c.buf)
+	c := &checker{f: f, front: verify.NewChecker(f.v.NarHash(), f.v.NarSize()), wrong: wrong}
 	for {
 		f.mu.Lock()
 		changed := f.changed
@@ -94,7 +92,7 @@ func (c *checker) stepFront() (done, idle bool, err error) {
 	front, s := f.written.front(), f.spool
 	f.mu.Unlock()
 	if at := c.front.Written(); at < front {
-		piece, err := s.view(at, min(front-at, hashStep), c.buf)
+		piece, err := s.view(at, min(front-at, hashStep), &c.buf)
 		if err != nil {
 			return false, false, fmt.Errorf("%w: %w", errLocal, err)
 		}
@@ -164,7 +162,7 @@ func (c *checker) stepChunk() (done, idle bool, err error) {
 		return false, true, nil
 	}
 	from, to := verify.ChunkRange(i, size)
-	chunk, err := s.view(from, to-from, &c.chunk)
+	chunk, err := s.view(from, to-from, &c.buf)
 	if err != nil {
 		return false, false, fmt.Errorf("%w: %w", errLocal, err)
 	}

@@ -31,7 +31,7 @@ const (
 	// newsEvery bounds how often it does so for what neighbours tell; with many neighbours it is longer.
 	newsEvery = 10 * time.Millisecond
 	// hashStep is how much is read back from a spool file at once to be hashed.
-	hashStep = 256 << 10
+	hashStep = 1 << 20
 	// progressStep is how many bytes count as a sign of life: who dribbles is as good as silent.
 	progressStep = 4 << 10
 )
@@ -48,8 +48,6 @@ type flight struct {
 
 	mu       sync.Mutex    // guards all below
 	changed  chan struct{} // closed and replaced at every change
-	news     chan struct{} // closed and replaced at those that a reader may wait for
-	shown    view          // what readers saw at the last of these
 	spool    *spool
 	claimed  spans // bytes that a leg has received; each is taken from one source only
 	written  spans // those that are in the spool
@@ -123,23 +121,10 @@ func (f *flight) wired(n int64) {
 	f.all.uplink.wired(n, f.v.Scope() == verify.ScopePublic)
 }
 
-// view is what a reader's await depends on.
-type view struct {
-	end    int64
-	epoch  int
-	failed bool
-}
-
-// broadcast wakes all who wait for what changed; mu is held. A NAR comes in thousands of pieces, and who reads one that is
-// shown only as a whole is not woken for each.
+// broadcast wakes all who wait; mu is held.
 func (f *flight) broadcast() {
 	close(f.changed)
 	f.changed = make(chan struct{})
-	if now := (view{f.servable(), f.epoch, f.err != nil}); now != f.shown {
-		f.shown = now
-		close(f.news)
-		f.news = make(chan struct{})
-	}
 }
 
 // servable returns how far readers may read now; mu is held.
@@ -170,12 +155,12 @@ func (f *flight) await(ctx context.Context, epoch int, off int64) (int64, error)
 			f.mu.Unlock()
 			return end, nil
 		}
-		news := f.news
+		changed := f.changed
 		f.mu.Unlock()
 		select {
 		case <-ctx.Done():
 			return 0, ctx.Err()
-		case <-news:
+		case <-changed:
 		}
 	}
 }
@@ -358,7 +343,7 @@ func (f *flight) waited() time.Duration {
 	return time.Since(f.wanted)
 }
 
-var legBuffers = sync.Pool{New: func() any { b := make([]byte, hashStep); return &b }}
+var legBuffers = sync.Pool{New: func() any { b := make([]byte, 256<<10); return &b }}
 
 // runLeg copies a range from one source to the spool.
 func (f *flight) runLeg(ctx context.Context, l *leg) error {

@@ -166,7 +166,7 @@ func (a *flights) open(v *verify.Verified) (*flight, error) {
 	}
 	f := &flight{
 		hash: v.Path().Hash(), v: v, all: a,
-		changed: make(chan struct{}), news: make(chan struct{}), legs: map[*leg]bool{},
+		changed: make(chan struct{}), legs: map[*leg]bool{},
 		spool: s, progress: time.Now(), wanted: time.Now(), idle: a.now(), began: a.now(), hold: v.NarSize() <= a.holdMost(),
 	}
 	a.byHash[v.NarHash()] = f
@@ -310,9 +310,9 @@ func (a *flights) leave(f *flight, ended bool) {
 	f.broadcast()
 	plain := f.epoch == 0 && f.swarm.asides == 0 // there is no evidence, which its run has still to look through
 	spare := a.linger <= keepUsual && !f.told && f.fromNeighbours()
-	if ended && f.done && f.err == nil && plain && spare && a.byHash[f.v.NarHash()] == f {
+	if ended && f.done && f.err == nil && a.ctx.Err() == nil && plain && spare && a.byHash[f.v.NarHash()] == f {
 		delete(a.byHash, f.v.NarHash())
-		f.free()
+		a.wg.Go(func() { a.dropWhenIdle(f) }) // a large file's end takes a tenth of a second
 	}
 }
 
