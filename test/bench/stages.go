@@ -90,8 +90,22 @@ func cpuRow(b *bench) (*result, error) {
 		res.sample(name+", verified", "GB/s", gb/t.first.Seconds())
 		return t.cpu.Seconds() / gb, errors.Join(err, n.forget(b))
 	}
-	for range b.rounds {
-		total, err := agents(n, ours)
+	pairs := func(olderFirst bool) (total float64, err error) { // of ours; who comes first changes
+		for k := range 2 {
+			switch isOlder := (k == 0) == olderFirst; {
+			case !isOlder:
+				total, err = agents(n, ours)
+			case older != n:
+				_, err = agents(older, before)
+			}
+			if err != nil {
+				return 0, err
+			}
+		}
+		return total, nil
+	}
+	for round := range b.rounds {
+		total, err := pairs(round%2 == 1)
 		if err != nil {
 			return nil, err
 		}
@@ -107,12 +121,7 @@ func cpuRow(b *bench) (*result, error) {
 			}
 		}
 		res.sample(sums, "CPU s/GB", sum)
-		if older != n {
-			if _, err := agents(older, before); err != nil {
-				return nil, err
-			}
-		}
-		again, err := agents(n, ours) // a round's stages lie between two of its transfers
+		again, err := pairs(round%2 == 0) // a round's stages lie between two of its transfers
 		if err != nil {
 			return nil, err
 		}
