@@ -208,7 +208,7 @@ func limitsKeys() []*key {
 		field: func(c *Config, _ *Upstream) any { return &c.Limits.CacheSize },
 	}, {
 		name: "limits.keep_for_others", def: `"1m"`,
-		doc:   "How long a NAR stays in the spool after its last use, for neighbours that want it next; what is in the Nix store is served from there. Up to 1m, what came from neighbours that have it whole is not kept once Nix has it.",
+		doc:   "How long a NAR stays in the spool after its last use, for neighbours that want it next; what is in the Nix store is served from there.",
 		field: func(c *Config, _ *Upstream) any { return &c.Limits.KeepForOthers },
 	}, {
 		name: "limits.metered", def: `"auto"`,

@@ -170,7 +170,6 @@ type reader struct {
 	f      *flight
 	epoch  int
 	direct *direct // once this machine could not keep the NAR
-	ended  bool    // it got the last byte
 }
 
 // await is flight.await, which it goes on without where this machine cannot keep the NAR.
@@ -185,7 +184,7 @@ func (r *reader) await(ctx context.Context, off int64) (end int64, err error) {
 
 // close ends the reader's use of the flight.
 func (r *reader) close() {
-	r.f.all.leave(r.f, r.ended)
+	r.f.all.leave(r.f)
 	if r.direct != nil {
 		r.direct.close()
 	}
@@ -217,7 +216,6 @@ func (r *reader) WriteRange(ctx context.Context, w io.Writer, off, length int64)
 			return written, err
 		}
 	}
-	r.ended = off+written == r.Size()
 	return written, nil
 }
 

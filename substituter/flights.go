@@ -6,7 +6,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -19,7 +18,6 @@ import (
 const (
 	lingerIdle = 5 * time.Minute // of a NAR fetched ahead that nobody has asked for yet
 	sweepEvery = 5 * time.Second
-	keepUsual  = time.Minute // after its last reader: a NAR; who sets longer keeps what neighbours have, too
 	// storedGrace is how long after its last reader a NAR in the spool is kept although the store shares it: a
 	// have-set's changes take a moment to reach all neighbours.
 	storedGrace = 3 * time.Second
@@ -296,29 +294,14 @@ func (a *flights) nudge() {
 	}
 }
 
-// leave ends one reader's use of f; ended says that it was Nix and has the NAR now. What neighbours have whole, and were not
-// told that this machine has, is kept for nobody then: its pages are for the next NAR, mostly before they are written to the disk.
-func (a *flights) leave(f *flight, ended bool) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
+// leave ends one reader's use of f.
+func (a *flights) leave(f *flight) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.readers--; f.readers > 0 {
-		return
+	if f.readers--; f.readers == 0 {
+		f.idle = a.now()
+		f.broadcast()
 	}
-	f.idle = a.now()
-	f.broadcast()
-	plain := f.epoch == 0 && f.swarm.asides == 0 // there is no evidence, which its run has still to look through
-	spare := a.linger <= keepUsual && !f.told && f.fromNeighbours()
-	if ended && f.done && f.err == nil && a.ctx.Err() == nil && plain && spare && a.byHash[f.v.NarHash()] == f {
-		delete(a.byHash, f.v.NarHash())
-		a.wg.Go(func() { a.dropWhenIdle(f) }) // a large file's end takes a tenth of a second
-	}
-}
-
-// fromNeighbours tells whether all its bytes came from neighbours that have the whole NAR; mu is held.
-func (f *flight) fromNeighbours() bool {
-	return !slices.ContainsFunc(f.parts, func(p part) bool { _, whole := p.src.(peerSource); return !whole })
 }
 
 // dropWhenIdle frees a flight that was replaced.

@@ -33,7 +33,7 @@ func (a *flights) partial(h verify.StoreHash, narHash verify.Hash) (*PartialNAR,
 
 // Close ends the reading.
 func (p *PartialNAR) Close() error {
-	p.f.all.leave(p.f, false)
+	p.f.all.leave(p.f)
 	return nil
 }
 

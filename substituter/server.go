@@ -126,7 +126,7 @@ func (c *Config) defaults() {
 		c.FirstByte = 2 * time.Minute // Nix gives up after 5
 	}
 	if c.Linger == 0 {
-		c.Linger = keepUsual
+		c.Linger = time.Minute
 	}
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
