@@ -115,7 +115,9 @@ func (a *ahead) askNarInfos(ctx context.Context) error {
 func (a *ahead) wanted(got *found) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.last = a.finder.now()
+	now := a.finder.now()
+	a.abandon(now)
+	a.last = now
 	if !a.queued[got.v.NarHash()] {
 		a.queued[got.v.NarHash()] = true
 		for _, next := range a.closureAround(got.v.Path().Hash()) {
@@ -126,6 +128,14 @@ func (a *ahead) wanted(got *found) {
 		}
 	}
 	a.nudge()
+}
+
+// abandon forgets closures that Nix has left alone; when it comes back for one, its NARs may be gone again. mu is held.
+func (a *ahead) abandon(now time.Time) {
+	if now.Sub(a.last) > aheadAbandoned {
+		a.queue = nil
+		clear(a.queued)
+	}
 }
 
 func (a *ahead) nudge() {
@@ -276,10 +286,7 @@ func (a *ahead) waiting() bool {
 func (a *ahead) startNext() bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.finder.now().Sub(a.last) > aheadAbandoned {
-		a.queue = nil
-		clear(a.queued)
-	}
+	a.abandon(a.finder.now())
 	for len(a.queue) > 0 {
 		next := a.queue[0]
 		if a.store.Has(next.v.Path().Hash()) {

@@ -1,6 +1,10 @@
 package substituter
 
 import (
+	"crypto/ed25519"
+	"crypto/sha256"
+	"encoding/base64"
+	"fmt"
 	"net/http"
 	"slices"
 	"testing"
@@ -62,6 +66,65 @@ func TestAfterAFirstNARItsClosureIsFetchedLeavesFirst(t *testing.T) {
 		slices.Sort(got)
 		if !slices.Equal(got, []string{"leaf", "middle", "root"}) {
 			t.Errorf("fetched %v", got)
+		}
+	})
+}
+
+// A closure that was collected as garbage is fetched ahead again.
+func TestAClosureThatNixComesBackForIsFetchedAheadAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 10)
+		up := w.upstream("x", honest)
+		leaf, middle, root, _ := closure(w)
+		s := w.start()
+		for _, p := range []verify.StorePath{root, middle, leaf} {
+			get(s, p.Hash().String()+".narinfo")
+		}
+		_, info := w.of(leaf.Hash())
+		for round := 1; round <= 2; round++ {
+			if rec := get(s, binarycache.NARURL(leaf.Hash(), info.NarHash)); rec == nil || rec.Code != http.StatusOK {
+				t.Fatal("leaf")
+			}
+			time.Sleep(time.Second)
+			if got := len(up.asked()); got != 3*round {
+				t.Errorf("%d NARs were fetched in round %d, want %d", got, round, 3*round)
+			}
+			s.flights.clear()
+			time.Sleep(aheadAbandoned)
+		}
+	})
+}
+
+// What is fetched ahead is bounded: in NARs under way, and in bytes that nobody has asked for.
+func TestWorkAheadIsBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 10)
+		w.upstream("x", behaviour{corrupt: -1, hangOpen: true})
+		s := w.start()
+		s.flights.uplink.best = 1e15 // it is not what binds
+		prefetch := func(size int64) {
+			name := fmt.Sprint("p", size)
+			_, _, info := w.makePath(name, 1000)
+			info.NarHash, info.NarSize = sha256.Sum256([]byte(name)), size
+			info.Sigs = []string{"test-1:" + base64.StdEncoding.EncodeToString(ed25519.Sign(w.private, []byte(info.Fingerprint())))}
+			v, err := w.keys.Verify(info)
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.flights.prefetch(v)
+		}
+		prefetch(aheadBytes - 1000)
+		if !s.flights.roomAhead(1000) || s.flights.roomAhead(1001) {
+			t.Error("the bytes ahead of Nix are not what bounds them")
+		}
+		for i := range int64(aheadNARs - 1) {
+			if !s.flights.roomAhead(100) {
+				t.Errorf("no room for NAR %d", i+2)
+			}
+			prefetch(100 + i)
+		}
+		if s.flights.roomAhead(1) {
+			t.Errorf("%d NARs under way that nobody has asked for, and room for more", s.flights.inFlight())
 		}
 	})
 }
