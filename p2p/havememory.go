@@ -5,6 +5,7 @@ import (
 	"math/bits"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
 
@@ -21,10 +22,11 @@ type haveMemory struct {
 	host *Host
 	most int64
 
-	mu     sync.Mutex
-	used   int64
-	held   map[*Peer]int64 // bytes
-	missed map[*Peer]int64 // bytes that dropped and refused sets would need
+	mu      sync.Mutex
+	used    int64
+	held    map[*Peer]int64          // bytes
+	missed  map[*Peer]int64          // bytes that dropped and refused sets would need
+	loading map[*Peer]network.Stream // on which the rest of a set comes that is held already
 }
 
 // claim sets what p's have-set takes to n bytes, dropping sets of less useful peers if it must. It returns
@@ -40,10 +42,26 @@ func (m *haveMemory) claim(p *Peer, n int64) bool {
 	return true
 }
 
+// load is claim for a set that is about to come on s, which ends if p's set is dropped before all of it came.
+func (m *haveMemory) load(p *Peer, n int64, s network.Stream) bool {
+	if !m.claim(p, n) {
+		return false
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.held[p] != n { // dropped by now
+		return false
+	}
+	m.loading[p] = s
+	return true
+}
+
+// set notes what p's have-set takes, all of which is here; mu is held.
 func (m *haveMemory) set(p *Peer, n int64) {
 	if m.held == nil {
-		m.held, m.missed = map[*Peer]int64{}, map[*Peer]int64{}
+		m.held, m.missed, m.loading = map[*Peer]int64{}, map[*Peer]int64{}, map[*Peer]network.Stream{}
 	}
+	delete(m.loading, p)
 	m.used += n - m.held[p]
 	if m.held[p] = n; n == 0 {
 		delete(m.held, p)
@@ -79,6 +97,9 @@ func (m *haveMemory) makeRoom(p *Peer, n, need int64) bool {
 	for _, v := range list {
 		if need <= 0 {
 			break
+		}
+		if s := m.loading[v.p]; s != nil {
+			s.SetReadDeadline(time.Now()) // its memory is free only once nobody reads into it
 		}
 		v.p.have.clear()
 		m.set(v.p, 0)

@@ -155,7 +155,7 @@ func (r *haveReader) hello(n int64) error {
 func (r *haveReader) snapshot(n int64) error {
 	size := r.p.have.size()
 	room := func(bytes int64) (ok bool) {
-		r.current(func() { ok = r.h.memory.claim(r.p, size+bytes) })
+		r.current(func() { ok = r.h.memory.load(r.p, size+bytes, r.s) })
 		return ok
 	}
 	f, count, err := readSnapshot(r.r, n, room)
@@ -166,7 +166,7 @@ func (r *haveReader) snapshot(n int64) error {
 	if err != nil {
 		return err
 	}
-	if !r.current(func() { r.p.have.replace(f, count); r.h.memory.claim(r.p, r.p.have.size()) }) {
+	if !r.current(func() { r.p.have.replace(f, count); r.settle() }) {
 		return network.ErrReset
 	}
 	r.h.chatter("peer shares", "peer", r.p.name, "paths", count)
@@ -183,13 +183,20 @@ func (r *haveReader) delta(n int64) error {
 		return err
 	}
 	if !r.current(func() {
-		if err = r.p.have.apply(added, removed); err == nil && !r.h.memory.claim(r.p, r.p.have.size()) {
-			r.h.memory.drop(r.p, r.p.have.size())
+		if err = r.p.have.apply(added, removed); err == nil {
+			r.settle()
 		}
 	}) {
 		return network.ErrReset
 	}
 	return err
+}
+
+// settle claims the memory that the have-set takes as it is now, or drops it.
+func (r *haveReader) settle() {
+	if n := r.p.have.size(); !r.h.memory.claim(r.p, n) {
+		r.h.memory.drop(r.p, n)
+	}
 }
 
 // body reads n bytes, at most most.

@@ -1,10 +1,12 @@
 package p2p
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
 	"strings"
 	"testing"
@@ -12,6 +14,7 @@ import (
 	"time"
 
 	ma "github.com/multiformats/go-multiaddr"
+	"golang.org/x/time/rate"
 
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -183,6 +186,74 @@ func TestAThousandNeighboursWithLargeStoresFit(t *testing.T) {
 	if n := len(h.memory.held); n < 70 || served != 10 || h.memory.used > haveMemoryMost {
 		t.Errorf("%d sets of which %d of peers that served, %d bytes", n, served, h.memory.used)
 	}
+}
+
+// TestAHaveSetThatIsDroppedWhileItComesTakesNoMemory: neither as long as the rest of it does not come, nor when it came
+// just then.
+func TestAHaveSetThatIsDroppedWhileItComesTakesNoMemory(t *testing.T) {
+	keys := make([]uint64, 10_000)
+	for i := range keys {
+		keys[i] = uint64(i) * 0x9e3779b97f4a7c15
+	}
+	body, err := encodeSnapshot(nil, keys)
+	if err != nil {
+		t.Fatal(err)
+	}
+	frames := append(appendFrame(nil, frameHello, []byte(`{"store_dir":"/nix/store"}`)), appendFrame(nil, frameSnapshot, body)...)
+	for _, comes := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			h := bareHost(nil)
+			h.memory.most = int64(len(body)) + 1000
+			list := somePeers(h, 2, 0)
+			slow, useful := list[0], list[1]
+			useful.good = 100
+			here, there := net.Pipe()
+			s := &pipeStream{pipe: here, deaf: comes}
+			slow.haveStream, slow.haveBudget = s, rate.NewLimiter(haveRate, haveBurst)
+			ended := make(chan error)
+			go func() {
+				r := haveReader{h: h, p: slow, s: s, r: bufio.NewReader(s)}
+				ended <- r.run()
+			}()
+			half := len(frames) - len(body)/2
+			there.Write(frames[:half])
+			synctest.Wait()
+			if h.memory.held[slow] < int64(len(body)/2) {
+				t.Fatal("no memory is held for what comes")
+			}
+			if !h.memory.claim(useful, h.memory.most-1000) {
+				t.Fatal("the more useful one gets no room")
+			}
+			if comes {
+				there.Write(frames[half:])
+				synctest.Wait()
+				there.Close()
+			}
+			dropped := time.Now()
+			if err := <-ended; comes != errors.Is(err, io.EOF) || !time.Now().Equal(dropped) {
+				t.Errorf("the rest comes: %v; its reading ended with %v, %v later", comes, err, time.Since(dropped))
+			}
+			if slow.have.size() != 0 || h.memory.used > h.memory.most {
+				t.Errorf("the rest comes: %v; %d bytes are kept beside the %d that are counted", comes, slow.have.size(), h.memory.used)
+			}
+			here.Close()
+		})
+	}
+}
+
+// pipeStream is a stream over a pipe; a deaf one does not hear of deadlines.
+type pipeStream struct {
+	network.Stream
+	pipe net.Conn
+	deaf bool
+}
+
+func (s *pipeStream) Read(b []byte) (int, error) { return s.pipe.Read(b) }
+func (s *pipeStream) SetReadDeadline(at time.Time) error {
+	if s.deaf {
+		return nil
+	}
+	return s.pipe.SetReadDeadline(at)
 }
 
 func TestADroppedHaveSetIsAskedForAgainWhenThereIsRoom(t *testing.T) {
