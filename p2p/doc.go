@@ -47,7 +47,8 @@
 //
 //   - /flurry/flights/1: each side opens one stream and tells of publicly signed NARs on their way: frames
 //     as above, type 1: for each NAR its key, a stage (one byte; 0 takes it back), a count and so many byte
-//     ranges that can be had already (first byte and length as uvarints).
+//     ranges that can be had already (first byte and length as uvarints). Type 2: how many bytes of public NARs and narinfos
+//     the sender got from central caches since it started, a uvarint; what follows it, and unknown types, are skipped.
 //
 //   - /flurry/peers/1: whoever was told by its operator to stay connected with a peer opens a stream to it and says its
 //     own ports for TCP and QUIC as in dialback, 0 for none. That means: tell me of others who did the same, and

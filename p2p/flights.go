@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"io"
 	"sync"
 	"time"
 
@@ -20,10 +19,19 @@ import (
 const (
 	frameFlights  = 1                    // announcements of NARs
 	frameFetched  = 2                    // uvarint: bytes of public NARs got from central caches since the start
-	maxFlights    = 1024                 // NARs of one peer that are remembered
 	maxHeldSpans  = 32                   // ranges in one announcement
+	maxFlight     = 10 + maxHeldSpans*20 // bytes of one announcement
 	maxFlightBody = 256 << 10            // bytes of a frame
-	flightGather  = 4 * time.Millisecond // announcements come in bursts: one frame for many
+	// What is remembered of all peers' announcements takes boardMost bytes, and of one peer's boardPeerMost: those of a
+	// thousand NARs. So much as boardPeerLeast each may have however much the others told.
+	boardMost      = 16 << 20
+	boardPeerMost  = 512 << 10
+	boardPeerLeast = 16 << 10
+	// flightMemory is what an announcement takes, in bytes, without its ranges, which take 16 each: seen with announcements
+	// of different NARs.
+	flightMemory = 512
+	fetchedMost  = 1.25e9               // bytes a second that a peer may fetch, as far as is believed: 10 Gbit/s
+	flightGather = 4 * time.Millisecond // announcements come in bursts: one frame for many
 	// What need not be told at once waits for flightLazy for each peer that is told; with more than flightMany, who all
 	// tell all, in proportion longer; flightLazyMost at most.
 	flightLazy     = 10 * time.Millisecond
@@ -62,14 +70,15 @@ type flightBoard struct {
 	news    chan struct{} // closed when what changed is to be told
 	later   bool          // it will be closed soon
 	theirs  map[uint64]map[*Peer]heardFlight
-	counts  map[*Peer]int            // entries in theirs
+	sizes   map[*Peer]int64          // bytes of entries in theirs
+	size    int64                    // their sum
 	opened  int                      // streams of announcements so far
 	streams map[*Peer]int            // each one's latest, by its number
 	waiting map[uint64]chan struct{} // closed when theirs of that key changes
 
-	fetched  int64           // by this machine
-	toldBy   map[*Peer]int64 // what peers said that they fetched
-	byOthers int64           // the sum of its growth
+	fetched  int64          // by this machine
+	toldBy   map[*Peer]told // what peers said that they fetched
+	byOthers int64          // the sum of its growth
 }
 
 type ownFlight struct {
@@ -78,15 +87,24 @@ type ownFlight struct {
 	at      time.Time
 }
 
+// told is how many bytes a peer said that it fetched.
+type told struct {
+	total int64
+	at    time.Time
+}
+
 type heardFlight struct {
 	Progress
 	stream int // on which it was told
 }
 
+// memory is about what an announcement takes, in bytes.
+func (p Progress) memory() int64 { return flightMemory + 16*int64(len(p.Held)) }
+
 func newFlightBoard() *flightBoard {
 	return &flightBoard{
 		own: map[uint64]ownFlight{}, news: make(chan struct{}), theirs: map[uint64]map[*Peer]heardFlight{},
-		counts: map[*Peer]int{}, streams: map[*Peer]int{}, waiting: map[uint64]chan struct{}{}, toldBy: map[*Peer]int64{},
+		sizes: map[*Peer]int64{}, streams: map[*Peer]int{}, waiting: map[uint64]chan struct{}{}, toldBy: map[*Peer]told{},
 	}
 }
 
@@ -196,21 +214,22 @@ func (h *Host) Fetched(own int64) int64 {
 }
 
 // heardFetched takes over what a peer has fetched by now.
-func (b *flightBoard) heardFetched(p *Peer, body []byte) error {
+func (b *flightBoard) heardFetched(p *Peer, body []byte, now time.Time) error {
 	total, n := binary.Uvarint(body)
 	if n <= 0 || total > 1<<60 {
 		return errFlights
 	}
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if before, ok := b.toldBy[p]; ok && int64(total) > before {
-		b.byOthers += int64(total) - before
+	if before, ok := b.toldBy[p]; ok && int64(total) > before.total {
+		likely := fetchedMost * (1 + max(0, now.Sub(before.at).Seconds()))
+		b.byOthers += min(int64(total)-before.total, int64(likely))
 	}
-	b.toldBy[p] = int64(total)
+	b.toldBy[p] = told{int64(total), now}
 	return nil
 }
 
-// heard takes a peer's announcement over.
+// heard takes a peer's announcement over, without its ranges or not at all where they would take too much memory.
 func (b *flightBoard) heard(p *Peer, key uint64, progress Progress) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -219,33 +238,50 @@ func (b *flightBoard) heard(p *Peer, key uint64, progress Progress) {
 		delete(b.waiting, key)
 	}
 	of := b.theirs[key]
-	_, known := of[p]
-	switch {
-	case progress.Stage == 0:
+	old, known := of[p]
+	if progress.Stage == 0 {
 		if known {
 			b.drop(p, key)
 		}
 		return
-	case !known && b.counts[p] >= maxFlights:
-		return
-	case of == nil:
+	}
+	var had int64
+	if known {
+		had = old.memory()
+	}
+	if !b.room(p, progress.memory()-had) {
+		if progress.Held = nil; !known && !b.room(p, progress.memory()) {
+			return
+		}
+	}
+	if of == nil {
 		of = map[*Peer]heardFlight{}
 		b.theirs[key] = of
 	}
-	if !known {
-		b.counts[p]++
-	}
 	of[p] = heardFlight{progress, b.streams[p]}
+	b.took(p, progress.memory()-had)
+}
+
+// room tells whether n more bytes of a peer's announcements may be remembered; mu is held.
+func (b *flightBoard) room(p *Peer, n int64) bool {
+	mine := b.sizes[p] + n
+	return n <= 0 || mine <= boardPeerLeast || mine <= boardPeerMost && b.size+n <= boardMost
+}
+
+// took notes n more bytes of a peer's announcements; mu is held.
+func (b *flightBoard) took(p *Peer, n int64) {
+	b.size += n
+	if b.sizes[p] += n; b.sizes[p] == 0 {
+		delete(b.sizes, p)
+	}
 }
 
 // drop removes one entry; mu is held.
 func (b *flightBoard) drop(p *Peer, key uint64) {
+	b.took(p, -b.theirs[key][p].memory())
 	delete(b.theirs[key], p)
 	if len(b.theirs[key]) == 0 {
 		delete(b.theirs, key)
-	}
-	if b.counts[p]--; b.counts[p] <= 0 {
-		delete(b.counts, p)
 	}
 }
 
@@ -404,8 +440,14 @@ func (h *Host) hearFlights(s network.Stream) {
 		return // one stream from a peer at a time
 	}
 	defer p.hearing.Store(false)
+	if p.flightBudget == nil { // one stream at a time uses it, however many there were
+		p.flightBudget = rate.NewLimiter(flightRate, flightBurst)
+	}
+	if !p.flightBudget.AllowN(time.Now(), haveOpenCost) {
+		return
+	}
 	stream := h.board.began(p)
-	err := h.readFlights(bufio.NewReaderSize(s, 4<<10), p)
+	err := h.readFlights(bufio.NewReaderSize(s, 4<<10), p, p.flightBudget)
 	h.log.Debug("peer's announcements ended", "peer", p.name, "err", err)
 	if closed := new(network.ConnError); errors.As(err, &closed) {
 		time.AfterFunc(flightAfterglow, func() { h.board.forget(p, stream) })
@@ -414,8 +456,8 @@ func (h *Host) hearFlights(s network.Stream) {
 	h.board.forget(p, stream)
 }
 
-func (h *Host) readFlights(r *bufio.Reader, p *Peer) error {
-	budget := rate.NewLimiter(flightRate, flightBurst)
+// readFlights reads frames one announcement at a time: a frame that does not come takes no memory.
+func (h *Host) readFlights(r *bufio.Reader, p *Peer, budget *rate.Limiter) error {
 	for {
 		n, err := binary.ReadUvarint(r)
 		if err != nil {
@@ -431,25 +473,28 @@ func (h *Host) readFlights(r *bufio.Reader, p *Peer) error {
 		if err != nil {
 			return err
 		}
-		body := make([]byte, n-1)
-		if _, err := io.ReadFull(r, body); err != nil {
-			return err
-		}
-		if kind == frameFetched {
-			if err := h.board.heardFetched(p, body); err != nil {
+		for left := int(n) - 1; left > 0; {
+			piece, err := r.Peek(min(left, maxFlight))
+			if err != nil {
 				return err
 			}
-		}
-		if kind != frameFlights {
-			continue // from a later version
-		}
-		for len(body) > 0 {
-			var key uint64
-			var progress Progress
-			if key, progress, body, err = parseFlight(body); err != nil {
+			rest := piece[len(piece):]
+			switch kind { // others are from a later version, and so is what follows a number
+			case frameFetched:
+				kind, err = 0, h.board.heardFetched(p, piece, h.now())
+			case frameFlights:
+				var key uint64
+				var progress Progress
+				if key, progress, rest, err = parseFlight(piece); err == nil {
+					h.board.heard(p, key, progress)
+				}
+			}
+			if err != nil {
 				return err
 			}
-			h.board.heard(p, key, progress)
+			used := len(piece) - len(rest)
+			r.Discard(used)
+			left -= used
 		}
 	}
 }

@@ -1,10 +1,18 @@
 package p2p
 
 import (
+	"bufio"
+	"bytes"
 	"encoding/binary"
 	"encoding/hex"
+	"errors"
+	"io"
 	"slices"
 	"testing"
+	"testing/iotest"
+	"time"
+
+	"golang.org/x/time/rate"
 
 	"github.com/flurry-nix/flurry/verify"
 )
@@ -68,7 +76,7 @@ func TestWhoLeavesIsNoLongerFlying(t *testing.T) {
 	eventually(t, "heard", func() bool { return len(b.Flying(d)) == 1 })
 	p := b.Flying(d)[0].Peer
 	b.board.forget(p, b.board.opened)
-	if len(b.Flying(d)) != 0 || len(b.board.theirs) != 0 || len(b.board.counts) != 0 {
+	if len(b.Flying(d)) != 0 || len(b.board.theirs) != 0 || len(b.board.sizes) != 0 {
 		t.Error("still remembered")
 	}
 }
@@ -103,24 +111,60 @@ func TestANewStreamsAnnouncementsOutliveTheLastOnes(t *testing.T) {
 		t.Errorf("of the past stream's %d are left, of the present one's %d", len(b.theirs[1]), len(b.theirs[2]))
 	}
 	b.forget(p, second)
-	if len(b.theirs)+len(b.counts)+len(b.streams) != 0 {
+	if len(b.theirs)+len(b.sizes)+len(b.streams) != 0 {
 		t.Error("something is left")
 	}
 }
 
 func TestOnePeerCannotFillTheBoard(t *testing.T) {
 	b, p := newFlightBoard(), &Peer{}
-	for i := range uint64(3 * maxFlights) {
+	for i := range uint64(3 * boardPeerMost / flightMemory) {
 		b.heard(p, i, Progress{Stage: 2})
 	}
-	if len(b.theirs) != maxFlights {
-		t.Errorf("%d entries of one peer", len(b.theirs))
+	if n := len(b.theirs); n != boardPeerMost/flightMemory {
+		t.Errorf("%d entries of one peer", n)
 	}
-	for i := range uint64(3 * maxFlights) {
+	b.heard(p, 5, Progress{3, make([][2]int64, maxHeldSpans)})
+	if told := b.theirs[5][p]; told.Stage != 3 || told.Held != nil {
+		t.Errorf("without room for its ranges it is remembered as %v", told)
+	}
+	for i := range uint64(3 * boardPeerMost / flightMemory) {
 		b.heard(p, i, Progress{})
 	}
-	if len(b.theirs)+len(b.counts) != 0 {
+	if len(b.theirs)+len(b.sizes) != 0 || b.size != 0 {
 		t.Errorf("%d entries left", len(b.theirs))
+	}
+}
+
+// All peers together cannot fill memory with NARs that nobody has, and who comes last is heard too.
+func TestManyPeersCannotFillTheBoard(t *testing.T) {
+	b := newFlightBoard()
+	held := make([][2]int64, maxHeldSpans)
+	var last *Peer
+	for i := range uint64(defaultConnections) {
+		last = &Peer{}
+		first := b.began(last)
+		for k := range uint64(2000) {
+			b.heard(last, i<<32+k, Progress{2, held})
+		}
+		if i%3 == 0 { // it begins anew
+			b.began(last)
+			b.heard(last, i<<32, Progress{Stage: 1})
+			b.forget(last, first)
+			b.heard(last, i<<32, Progress{2, held})
+		}
+	}
+	var size int64
+	for _, of := range b.theirs {
+		for _, f := range of {
+			size += f.memory()
+		}
+	}
+	if size != b.size || size > boardMost+defaultConnections*boardPeerLeast {
+		t.Errorf("%d bytes are remembered, %d counted", size, b.size)
+	}
+	if got := b.theirs[(defaultConnections-1)<<32][last].Held; len(got) != maxHeldSpans {
+		t.Errorf("of who came last %d ranges are remembered", len(got))
 	}
 }
 
@@ -155,10 +199,10 @@ func FuzzFlights(f *testing.F) {
 }
 
 func TestPeersTellWhatTheyFetched(t *testing.T) {
-	b := newFlightBoard()
+	b, now := newFlightBoard(), time.Now()
 	p := &Peer{}
 	for _, total := range []uint64{5000, 7000, 7000, 9000} {
-		if err := b.heardFetched(p, binary.AppendUvarint(nil, total)); err != nil {
+		if err := b.heardFetched(p, binary.AppendUvarint(nil, total), now); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -166,8 +210,52 @@ func TestPeersTellWhatTheyFetched(t *testing.T) {
 		t.Errorf("peers fetched %d bytes while connected, want 4000", b.byOthers)
 	}
 	for _, bad := range [][]byte{nil, {0x80}, binary.AppendUvarint(nil, 1<<62)} {
-		if b.heardFetched(p, bad) == nil {
+		if b.heardFetched(p, bad, now) == nil {
 			t.Errorf("%x was accepted", bad)
+		}
+	}
+	for range 20 { // liars
+		q := &Peer{}
+		for _, total := range []uint64{0, 1 << 60} {
+			b.heardFetched(q, binary.AppendUvarint(nil, total), now)
+		}
+	}
+	if most := int64(4000 + 20*fetchedMost); b.byOthers < 0 || b.byOthers > most {
+		t.Errorf("%d bytes a moment are believed", b.byOthers)
+	}
+}
+
+// TestFramesOfAnnouncementsAreReadAsTheyCome: in pieces, with what later versions may add; a wrong one ends the stream.
+func TestFramesOfAnnouncementsAreReadAsTheyCome(t *testing.T) {
+	held := make([][2]int64, maxHeldSpans)
+	for i := range held {
+		held[i] = [2]int64{1 << 49, 1<<49 + 1<<48}
+	}
+	var many []byte
+	for key := range uint64(100) {
+		many = appendFlight(many, key, Progress{2, held})
+	}
+	fetched := func(n uint64) []byte { return append(binary.AppendUvarint(nil, n), make([]byte, 2*maxFlight)...) }
+	good := appendFrame(appendFrame(appendFrame(nil, frameFlights, many), 99, make([]byte, 5000)), frameFetched, fetched(1000))
+	good = appendFrame(appendFrame(good, frameFetched, fetched(1700)), frameFlights, appendFlight(nil, 7, Progress{}))
+	for what, c := range map[string]struct {
+		data []byte
+		want error
+	}{
+		"good":      {good, io.EOF},
+		"cut":       {append(slices.Clip(good), appendFrame(nil, frameFlights, many)[:3000]...), io.EOF},
+		"malformed": {append(slices.Clip(good), appendFrame(nil, frameFlights, many[:len(many)-1])...), errFlights},
+		"too long":  {append(slices.Clip(good), binary.AppendUvarint(nil, maxFlightBody+1)...), errFlights},
+		"too much":  {bytes.Repeat(good, 2*flightBurst/len(good)), errTooMuch},
+	} {
+		h := bareHost(nil)
+		h.board = newFlightBoard()
+		err := h.readFlights(bufio.NewReaderSize(iotest.OneByteReader(bytes.NewReader(c.data)), 4<<10), h.peers.get("x"), rate.NewLimiter(flightRate, flightBurst))
+		if !errors.Is(err, c.want) && !(what == "cut" && errors.Is(err, io.ErrUnexpectedEOF)) {
+			t.Errorf("%s: %v", what, err)
+		}
+		if got := len(h.board.theirs[8]); got != 1 || what == "good" && (len(h.board.theirs) != 99 || h.board.byOthers != 700) {
+			t.Errorf("%s: %d NARs, %d bytes fetched", what, len(h.board.theirs), h.board.byOthers)
 		}
 	}
 }

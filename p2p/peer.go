@@ -59,13 +59,15 @@ type Peer struct {
 	bringing    atomic.Int32 // NARs that are on their way from it
 	brought     atomic.Int64 // when one of these last ended, in Unix nanoseconds
 	chains      atomic.Int32 // chains that it waits for
-	hearing     atomic.Bool  // a stream of its announcements is open
+	hearing     atomic.Bool  // a stream of its announcements is open; whoever set it has flightBudget
 	far         atomic.Bool  // of the internet: a source beside the central cache, not before it
 	courting    atomic.Bool  // it is a neighbour because it told us what it has
 	checking    atomic.Bool  // a ping is deciding whether it is alive
 
 	life   sync.Mutex // one change between connected and not at a time; taken before mu
 	haveMu sync.Mutex // one change of its have-set at a time; taken before mu
+
+	flightBudget *rate.Limiter // what its announcements may cost us, in bytes; nil before the first
 
 	mu           sync.Mutex
 	via          string

@@ -2,6 +2,7 @@ package p2ptest
 
 import (
 	"context"
+	"encoding/binary"
 	"net"
 	"net/netip"
 	"sync"
@@ -103,6 +104,7 @@ func (a Attack) misbehave(ctx context.Context, target peer.AddrInfo, i int, have
 	send(ProtoHave, have)
 	send(ProtoHave, have[:len(have)/2]) // and stall
 	send(ProtoGroup, []byte("half"))
+	send(ProtoFlights, announcements(i))
 	nar := "GET /" + a.NAR + " HTTP/1.1\r\nHost: x\r\n\r\n"
 	for range 20 {
 		send(ProtoHTTP, append([]byte(nar), make([]byte, 256<<10-len(nar)-100)...)) // and never read the answer
@@ -110,6 +112,23 @@ func (a Attack) misbehave(ctx context.Context, target peer.AddrInfo, i int, have
 	}
 	wg.Wait()
 	return true
+}
+
+// announcements tell of two thousand NARs on their way that nobody else has, in as many ranges as there may be.
+func announcements(attacker int) (frames []byte) {
+	for frame := range 10 {
+		var body []byte
+		for k := range 200 {
+			body = binary.LittleEndian.AppendUint64(body, uint64(attacker)<<32|uint64(200*frame+k))
+			body = append(body, 2, 32)
+			for at := range uint64(32) {
+				body = binary.AppendUvarint(body, 10*at)
+				body = binary.AppendUvarint(body, 5)
+			}
+		}
+		frames = append(frames, Frame(1, body)...)
+	}
+	return frames
 }
 
 // hold sends data on a new stream and holds it open, reading nothing.
