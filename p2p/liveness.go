@@ -16,7 +16,7 @@ const (
 	pingInterval  = 10 * time.Second
 	farPingEvery  = 6 // so much less often agents of the internet: their pings are most of what a quiet day costs (docs/scale.md)
 	pingPatience  = 3 * time.Second
-	doubtPatience = time.Second // for a peer that has just let a request down
+	movedPatience = time.Second // after this machine slept, or got another address
 	pingsAtOnce   = 128
 	clockTick     = beat.Every      // how often the clocks are compared
 	clockSlack    = 3 * time.Second // a late tick, or wall clock and monotonic clock this far apart, mean that the machine slept
@@ -83,7 +83,7 @@ func (h *Host) recheck(ctx context.Context) {
 		h.cfg.Moved()
 	}
 	h.dialer.retry()
-	h.pingAll(ctx, h.peers.everywhere(), doubtPatience)
+	h.pingAll(ctx, h.peers.everywhere(), movedPatience)
 	h.dialer.retry() // those whose connections proved dead only now
 }
 
@@ -117,7 +117,8 @@ func (h *Host) pingPeer(ctx context.Context, p *Peer, patience time.Duration) bo
 }
 
 // doubt pings a peer that let a request down: if it is gone, its connections are closed, so that it is
-// forgotten and dialled anew; if it answers, a first suspicion ends early.
+// forgotten and dialled anew; if it answers, a first suspicion ends early. Until then it is not asked, so there is time: machines
+// that are merely busy took each other for dead after one second.
 func (h *Host) doubt(p *Peer) {
 	running := h.running.Load()
 	if running == nil || p.checking.Swap(true) {
@@ -125,7 +126,7 @@ func (h *Host) doubt(p *Peer) {
 	}
 	h.tasks.run(func() {
 		defer p.checking.Store(false)
-		if h.pingPeer(*running, p, doubtPatience) {
+		if h.pingPeer(*running, p, pingPatience) {
 			p.reassure()
 		}
 	})

@@ -1,6 +1,7 @@
 package substituter
 
 import (
+	"math"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -20,7 +21,8 @@ const (
 	trialPause = 30 * time.Second
 	trialMost  = 2 * time.Minute
 	// Where one NAR is all that the uplink carries, nobody knows whether it or the machine that fetches it is
-	// what is slow. The first of those that follow tries it after probeAfter, if more than probeLeft is still to come.
+	// what is slow. The first of those that follow tries it after probeAfter, if more than probeLeft is still to come; not one that
+	// lately got NARs from the central cache itself, no more quickly than would be needed.
 	probeAfter = 8 * time.Second
 	probeLeft  = 20 * time.Second
 	// Of two machines whose claims crossed one gives up if it misses more than this, bytes.
@@ -205,7 +207,8 @@ func (p *plan) tooSlow() bool {
 	if room {
 		return left > followRatio*upstream+slowLeast && waited > slowLeast+time.Duration(p.before())*slowTurn
 	}
-	p.try.probe = elapsed > probeAfter && left > probeLeft && p.f.all.uplink.carriesLittleBeside(rate*float64(p.f.wireSize())/float64(size)) && p.before() == 0
+	p.try.probe = elapsed > probeAfter && left > max(probeLeft, followRatio*p.f.upstreamTakes(size, math.Inf(1))) &&
+		p.f.all.uplink.carriesLittleBeside(rate*float64(p.f.wireSize())/float64(size)) && p.before() == 0
 	return p.try.probe
 }
 

@@ -434,7 +434,7 @@ func (p *plan) ended(l *leg, err error) {
 	}
 	if l.dismissed || err == nil { // an overtaken one ends well where its next byte finds all the others there
 		if trouble != nil {
-			p.failures[name]++
+			p.failed(l.src, got)
 			p.letDown[name] = time.Now()
 			p.letDownBy(l.src, trouble)
 		}
@@ -444,10 +444,20 @@ func (p *plan) ended(l *leg, err error) {
 	if errors.Is(err, ErrAbsent) {
 		p.failures[name] += absentWeight
 	} else {
-		p.failures[name]++
+		p.failed(l.src, got)
 	}
 	p.last = err
 	p.letDownBy(l.src, err)
+}
+
+// failed counts a failure of a source that had brought got bytes. A neighbour that has told of the NAR and brings many is there, and
+// busy with others: only what fails in a row counts against it, or several would ask the central cache for what it has.
+func (p *plan) failed(src source, got int64) {
+	if peer, ok := src.(interface{ ID() string }); ok && got >= rateLeast && p.announced(peer.ID()) {
+		delete(p.failures, src.name())
+		return
+	}
+	p.failures[src.name()]++
 }
 
 // letDownBy tells of a source that let the flight down.

@@ -96,6 +96,8 @@ type claim struct {
 	told    time.Time
 	toldSum int64
 	turn    time.Time       // before it a NAR that is fetched ahead is left to others; zero: not reckoned yet
+	leader  string          // the latest, by its id
+	led     time.Time       // when that was looked for last
 	offered time.Time       // since when a leader has bytes that may be asked for; zero: it has none
 	waited  time.Time       // since when a neighbour has bytes that are missing here, and none was asked for; zero: not so
 	beside  bool            // the central cache is asked although a neighbour has claimed the NAR
@@ -169,7 +171,13 @@ func (p *plan) waiting() bool {
 		return true
 	}
 	s := p.site()
-	return s != nil && (p.claim.stage == StageClaiming || p.claim.stage == StageNone && time.Now().Before(p.claim.turn) || p.claim.stage == StageFollowing && p.leader(s) != nil)
+	return s != nil && (p.claim.stage == StageClaiming || p.claim.stage == StageNone && time.Now().Before(p.claim.turn) || p.claim.stage == StageFollowing && (p.leader(s) != nil || p.lostTouch()))
+}
+
+// lostTouch tells whether the neighbour that this machine follows dropped out of sight a moment ago while this machine was itself
+// late: others took it for dead and closed what connects them, it hears of them again in a moment, and the claim still holds.
+func (p *plan) lostTouch() bool {
+	return p.claim.stage == StageFollowing && time.Since(p.claim.led) < claimPatience && p.f.all.uplink.overloaded() && !p.announced(p.claim.leader)
 }
 
 // mayAskUpstream tells whether it is this machine's turn to ask the central cache. It claims the NAR,
@@ -186,7 +194,12 @@ func (p *plan) mayAskUpstream() bool {
 		p.claim.ignored[leader.Peer.ID()] = true
 		leader = p.leader(s)
 	}
+	if leader != nil {
+		p.claim.leader, p.claim.led = leader.Peer.ID(), time.Now()
+	}
 	switch {
+	case p.lostTouch():
+		return false
 	case leader != nil && p.tooSlow():
 		p.beside("slow", &p.f.all.stats.Beside.Slow)
 		p.startTry()
@@ -270,7 +283,7 @@ func (p *plan) silentFor(leader *Flying) bool {
 	if leader.Stage != StageLanded && !p.overdue() {
 		patience *= 2
 	}
-	if p.f.all.uplink.overloaded() {
+	if p.f.all.uplink.overloaded() || leader.Suspect { // it is not even asked
 		patience *= 2
 	}
 	_, silence := p.f.look()

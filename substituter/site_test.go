@@ -28,6 +28,7 @@ type busSite struct {
 	id     string
 	server *Server
 	perMiB time.Duration // how slowly others read from it
+	most   int64         // bytes after which an answer breaks off; 0: never
 
 	mu      sync.Mutex
 	dead    bool
@@ -42,6 +43,7 @@ type busSite struct {
 	doubts  bool // it leaves the others alone for the moment
 	lies    bool
 	convict int
+	unheard time.Time // before it the others hear nothing of it
 }
 
 func (b *bus) join(id string) *busSite {
@@ -114,13 +116,20 @@ func (s *busSite) Tell(d verify.PathDigest, p Progress, now bool) {
 	})
 }
 
+// cut makes the others hear nothing of s for a while.
+func (s *busSite) cut(d time.Duration) {
+	s.mu.Lock()
+	s.unheard = time.Now().Add(d)
+	s.mu.Unlock()
+}
+
 func (s *busSite) Flying(d verify.PathDigest) (out []Flying) {
 	s.mu.Lock()
 	doubts := s.doubts
 	s.mu.Unlock()
 	for _, o := range s.bus.others(s) {
 		o.mu.Lock()
-		if p := o.told[d]; p.Stage != StageNone {
+		if p := o.told[d]; p.Stage != StageNone && !time.Now().Before(o.unheard) {
 			out = append(out, Flying{Peer: busPeer{o}, Suspect: doubts, Progress: p})
 		}
 		o.mu.Unlock()
@@ -172,9 +181,13 @@ func (p busPeer) NAR(ctx context.Context, h verify.StoreHash, narHash verify.Has
 	pr, pw := io.Pipe()
 	go func() {
 		defer content.Close()
-		for from < to {
+		for began := from; from < to; {
 			n := min(256<<10, to-from)
 			time.Sleep(p.perMiB / 4)
+			if p.most > 0 && from-began >= p.most {
+				pw.CloseWithError(fmt.Errorf("%s has too much to do", p.id))
+				return
+			}
 			p.mu.Lock()
 			dead := p.dead
 			p.served += n
@@ -278,6 +291,42 @@ func TestOneSiteOneDownload(t *testing.T) {
 				if s.flaky+s.convict > 0 {
 					t.Errorf("%s is blamed", s.id)
 				}
+			}
+		})
+	}
+}
+
+// A neighbour that has it all, serves many and fails now and then is no reason to ask the central cache.
+func TestABusyNeighbourThatHasItAllIsFollowed(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t, 2, 8*mib, slowUplink)
+		get(o.servers[0], o.world.narURL())
+		time.Sleep(time.Second)
+		o.sites[0].most = 2 * mib
+		o.fill(t)
+		if opens := o.upstreamOpens(); opens != 1 {
+			t.Errorf("the upstream was asked %d times", opens)
+		}
+	})
+}
+
+// Whoever was late may have been taken for dead, and hears nothing for a moment of the neighbour that it follows.
+func TestALateMachineThatLostTouchWaitsForItsLeader(t *testing.T) {
+	for _, late := range []bool{false, true} {
+		synctest.Test(t, func(t *testing.T) {
+			o := newOffice(t, 2, 4*mib, behaviour{corrupt: -1, perRead: 62500 * time.Microsecond}) // 1 MiB/s
+			time.AfterFunc(1200*time.Millisecond, func() {
+				if late {
+					u := &o.servers[1-o.first()].flights.uplink
+					u.mu.Lock()
+					u.lagged = time.Now()
+					u.mu.Unlock()
+				}
+				o.sites[o.first()].cut(800 * time.Millisecond)
+			})
+			o.fill(t)
+			if opens := o.upstreamOpens(); (opens == 1) != late {
+				t.Errorf("late: %v; the upstream was asked %d times", late, opens)
 			}
 		})
 	}
