@@ -33,7 +33,7 @@ const (
 // claimed them, by why.
 type Beside struct {
 	Crossed atomic.Int64 // both claimed it at the same moment
-	Silent  atomic.Int64 // none of its bytes came for claimPatience or more
+	Silent  atomic.Int64 // none of its bytes came for claimPatience or more, or none of anybody's
 	Slow    atomic.Int64 // its bytes came much more slowly than the central cache's would
 }
 
@@ -147,7 +147,7 @@ func (p *plan) yield() {
 	got := p.f.held()
 	p.f.mu.Unlock()
 	for _, n := range s.Flying(p.digest) {
-		if n.Stage == StageFetching && !p.claim.ignored[n.Peer.ID()] && outranks(p.digest, n.Peer.ID(), s.Self()) && p.moving(n) && 2*n.held() >= got {
+		if n.Stage == StageFetching && !p.claim.ignored[n.Peer.ID()] && outranks(p.digest, n.Peer.ID(), s.Self()) && p.moving(n) && 2*n.held(p.f.v.NarSize()) >= got {
 			p.beside("crossed", &p.f.all.stats.Beside.Crossed)
 			if p.leaveUpstream() {
 				p.claim.beside = false
@@ -182,10 +182,10 @@ func (f *flight) held() (sum int64) {
 	return sum
 }
 
-// held is how many bytes a neighbour says that it has.
-func (n Flying) held() (sum int64) {
+// held is how many bytes of a NAR of size bytes a neighbour says that it has.
+func (n Flying) held(size int64) (sum int64) {
 	for _, h := range n.Held {
-		sum += h[1] - h[0]
+		sum += max(0, min(h[1], size)-h[0])
 	}
 	return sum
 }
@@ -215,7 +215,7 @@ func (p *plan) tooSlow() bool {
 // mostHeld is how many bytes that neighbour has that has most.
 func (p *plan) mostHeld() (most int64) {
 	for _, n := range p.flying() {
-		most = max(most, n.held())
+		most = max(most, n.held(p.f.v.NarSize()))
 	}
 	return most
 }

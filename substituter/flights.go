@@ -270,7 +270,7 @@ func (f *flight) uplinkLeft() int64 {
 	size, most := f.v.NarSize(), f.held()
 	if f.all.site != nil && f.v.Scope() == verify.ScopePublic {
 		for _, n := range f.all.site.Flying(f.hash.Digest()) {
-			most = max(most, n.held())
+			most = max(most, n.held(size))
 		}
 	}
 	return int64(float64(max(0, size-most)) * float64(f.wireSize()) / float64(max(1, size)))

@@ -3,6 +3,7 @@ package substituter
 import (
 	"crypto/sha256"
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"slices"
 	"time"
@@ -79,6 +80,10 @@ const (
 	claimPatience = 1500 * time.Millisecond
 	busyPatience  = 8 * time.Second
 	idlerPatience = 500 * time.Millisecond
+	// Whatever neighbours tell of their progress, one that follows them gets bytes in followPatience, followBusy while the
+	// uplink is busy or this machine overloaded, or asks the central cache; before limitBusy, after which Nix is told that there is none.
+	followPatience = 4 * claimPatience
+	followBusy     = 12 * time.Second
 	// Progress is announced at most every tellEvery, after tellStep more bytes or after tellMost: all neighbours
 	// hear each other, and ask for what they hear of.
 	tellEvery = 40 * time.Millisecond
@@ -90,18 +95,19 @@ const (
 
 // claim is how a plan stands to the central cache.
 type claim struct {
-	stage   Stage
-	at      time.Time // of the stage's beginning
-	grown   map[string]growth
-	told    time.Time
-	toldSum int64
-	turn    time.Time       // before it a NAR that is fetched ahead is left to others; zero: not reckoned yet
-	leader  string          // the latest, by its id
-	led     time.Time       // when that was looked for last
-	offered time.Time       // since when a leader has bytes that may be asked for; zero: it has none
-	waited  time.Time       // since when a neighbour has bytes that are missing here, and none was asked for; zero: not so
-	beside  bool            // the central cache is asked although a neighbour has claimed the NAR
-	ignored map[string]bool // neighbours whose claims came to nothing, by id
+	stage    Stage
+	at       time.Time // of the stage's beginning
+	grown    map[string]growth
+	told     time.Time
+	toldSum  int64
+	turn     time.Time       // before it a NAR that is fetched ahead is left to others; zero: not reckoned yet
+	leader   string          // the latest, by its id
+	followed time.Time       // when it first followed one
+	led      time.Time       // when that was looked for last
+	offered  time.Time       // since when a leader has bytes that may be asked for; zero: it has none
+	waited   time.Time       // since when a neighbour has bytes that are missing here, and none was asked for; zero: not so
+	beside   bool            // the central cache is asked although a neighbour has claimed the NAR
+	ignored  map[string]bool // neighbours whose claims came to nothing, by id
 }
 
 type growth struct {
@@ -192,6 +198,14 @@ func (p *plan) mayAskUpstream() bool {
 	if leader != nil && p.silentFor(leader) {
 		p.beside("silent", &p.f.all.stats.Beside.Silent)
 		p.claim.ignored[leader.Peer.ID()] = true
+		if leader.Stage != StageLanded && !p.f.all.uplink.overloaded() {
+			p.idles(leader.Peer, "announced bytes of a NAR and did not send them")
+		}
+		leader = p.leader(s)
+	}
+	if leader != nil && p.followsInVain() {
+		p.beside("in vain", &p.f.all.stats.Beside.Silent)
+		p.ignoreAll()
 		leader = p.leader(s)
 	}
 	if leader != nil {
@@ -290,6 +304,36 @@ func (p *plan) silentFor(leader *Flying) bool {
 	return min(silence, time.Since(p.claim.offered)) > patience
 }
 
+// followsInVain tells whether no byte came for so long that neither this leader's progress nor that of others before it can
+// be true, or is of any use.
+func (p *plan) followsInVain() bool {
+	if p.claim.stage != StageFollowing {
+		return false
+	}
+	patience := followPatience
+	if p.f.all.uplink.busy() || p.f.all.uplink.overloaded() {
+		patience = followBusy
+	}
+	_, silence := p.f.look()
+	return min(silence, time.Since(p.claim.at)) > patience || min(silence, time.Since(p.claim.followed)) > followBusy
+}
+
+// ignoreAll ends the hold of all claims that there are now, of this NAR; those who made them are waited for less from now on.
+func (p *plan) ignoreAll() {
+	for _, n := range p.near {
+		if id := n.Peer.ID(); n.Stage != StageFollowing && !p.claim.ignored[id] {
+			p.claim.ignored[id] = true
+			p.idles(n.Peer, "announced a NAR as on its way and none of its bytes came")
+		}
+	}
+}
+
+// idles notes that what a neighbour announced came to nothing.
+func (p *plan) idles(peer Peer, why string) {
+	p.f.all.idlers.Store(peerSource{peer}.name(), true)
+	peer.Useless(errors.New(why))
+}
+
 // offers tells whether a neighbour has bytes that would be asked for now.
 func (p *plan) offers(n *Flying) bool {
 	if n.Stage == StageLanded || p.lone { // then nothing is read from those that are still fetching
@@ -301,52 +345,50 @@ func (p *plan) offers(n *Flying) bool {
 }
 
 // leader returns a neighbour whose claim comes before ours, or that has it all already, as of this round of scheduling; nil
-// if there is none.
-func (p *plan) leader(s Site) *Flying {
+// if there is none. It looks at all of them, so that what is waited for is waited for at the same time.
+func (p *plan) leader(s Site) (first *Flying) {
 	for _, n := range p.near {
 		id, name := n.Peer.ID(), peerSource{n.Peer}.name()
 		if p.claim.ignored[id] {
 			continue
 		}
+		leads := false
 		switch n.Stage {
 		case StageLanded:
-			if p.failures[name] < triesPerSource && !p.excluded[name] {
-				return &n
-			}
+			leads = p.failures[name] < triesPerSource && !p.excluded[name]
 		case StageFetching:
-			if p.moving(n) {
-				return &n
-			}
+			leads = p.moving(n)
 		case StageClaiming:
-			if p.moving(n) && (p.claim.stage != StageClaiming || outranks(p.digest, id, s.Self())) {
-				return &n
-			}
+			leads = p.moving(n) && (p.claim.stage != StageClaiming || outranks(p.digest, id, s.Self()))
+		}
+		if leads && first == nil {
+			first = &n
 		}
 	}
-	return nil
+	return first
 }
 
-// moving tells whether a neighbour made progress not long ago.
+// moving tells whether a neighbour made progress not long ago. That of one whose latest claim came to nothing does not count
+// before bytes have come from it.
 func (p *plan) moving(n Flying) bool {
-	held, now := n.held(), time.Now()
+	held, now := n.held(p.f.v.NarSize()), time.Now()
+	_, idler := p.f.all.idlers.Load(peerSource{n.Peer}.name())
 	g, ok := p.claim.grown[n.Peer.ID()]
-	if !ok || held != g.held {
+	if !ok || held != g.held && !idler {
 		g = growth{held: held, at: now}
 		p.claim.grown[n.Peer.ID()] = g
 	}
 	patience := claimPatience
-	name := peerSource{n.Peer}.name()
-	if _, idler := p.f.all.idlers.Load(name); idler && held == 0 {
+	if idler && held == 0 {
 		patience = idlerPatience
-	} else if !idler && (p.f.all.uplink.busy() || p.f.all.uplink.overloaded()) {
+	} else if p.f.all.uplink.busy() || p.f.all.uplink.overloaded() {
 		patience = busyPatience
 	}
 	silent := now.Sub(g.at) >= patience
-	if silent && held == 0 && !g.told {
+	if silent && (held == 0 || idler) && !g.told {
 		g.told = true
 		p.claim.grown[n.Peer.ID()] = g
-		p.f.all.idlers.Store(name, true)
-		n.Peer.Useless(fmt.Errorf("announced a NAR as on its way and had no byte of it for %v", patience))
+		p.idles(n.Peer, fmt.Sprintf("announced a NAR as on its way and none of its bytes came for %v", patience))
 	}
 	return !silent
 }
@@ -356,6 +398,9 @@ func (p *plan) enter(stage Stage) {
 		return
 	}
 	p.claim.stage, p.claim.at = stage, time.Now()
+	if stage == StageFollowing && p.claim.followed.IsZero() {
+		p.claim.followed = p.claim.at
+	}
 	// Nobody waits for what a follower does, nor for a second machine that has it all.
 	landed := func(n Flying) bool { return n.Stage == StageLanded }
 	p.announce(stage != StageFollowing && !(stage == StageLanded && slices.ContainsFunc(p.flying(), landed)))

@@ -583,3 +583,74 @@ func TestAClaimThatCameToNothingCostsTheNextOnesPatience(t *testing.T) {
 		}
 	})
 }
+
+// Whoever announces progress and sends no byte holds Nix up for a bounded time, once, whatever it announces; so do many of
+// them together, also those that come one after the other.
+func TestAClaimThatOnlySeemsToGrowHoldsNobodyUp(t *testing.T) {
+	const size = 4 * mib
+	type spans = [][2]int64
+	for what, c := range map[string]struct {
+		liars int
+		later time.Duration // that each comes after the one before
+		held  func(round int64) spans
+		most  time.Duration
+	}{
+		"nothing":             {16, 0, func(int64) spans { return nil }, claimPatience},
+		"beyond the NAR":      {16, 0, func(r int64) spans { return spans{{size, size + r}} }, claimPatience},
+		"more and less":       {8, 0, func(r int64) spans { return spans{{0, 1000 + r%2}} }, followPatience},
+		"a byte more":         {1, 0, func(r int64) spans { return spans{{0, r}} }, followPatience},
+		"pieces":              {8, 0, func(r int64) spans { return spans{{r, r + 10}, {mib, mib + 10 + r}} }, followPatience},
+		"all, and none":       {8, 0, func(r int64) spans { return spans{{0, size}}[:r%2] }, followPatience},
+		"by turns, nothing":   {20, time.Second, func(int64) spans { return nil }, followPatience},
+		"by turns, all":       {20, time.Second, func(int64) spans { return spans{{0, size}} }, followPatience},
+		"by turns, something": {20, 400 * time.Millisecond, func(r int64) spans { return spans{{0, 9 * r}} }, followPatience},
+	} {
+		t.Run(what, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, size)
+				second := w.add("b", size)
+				b := &bus{delay: time.Millisecond}
+				w.site = b.join("me")
+				w.upstream("x", honest)
+				s := w.start()
+				other := *w
+				other.dir, other.site, other.ups = t.TempDir(), nil, nil
+				empty := other.start()
+				done := make(chan struct{})
+				defer close(done)
+				for i := range c.liars {
+					liar := b.join(fmt.Sprint("liar", i))
+					liar.server = empty
+					go func() {
+						wait := time.Second/2 + time.Duration(i)*c.later
+						for r := int64(0); ; r++ {
+							select {
+							case <-time.After(wait):
+							case <-done:
+								return
+							}
+							for _, p := range []verify.StorePath{w.path, second} {
+								liar.Tell(p.Hash().Digest(), Progress{Stage: StageFetching, Held: c.held(r)}, true)
+							}
+							wait = 400 * time.Millisecond
+						}
+					}()
+				}
+				time.Sleep(time.Second)
+				most := c.most
+				for _, h := range []verify.StoreHash{w.path.Hash(), second.Hash()} {
+					_, info := w.of(h)
+					start := time.Now()
+					rec := get(s, binarycache.NARURL(h, info.NarHash))
+					if took := time.Since(start); rec == nil || rec.Code != http.StatusOK || took > most+500*time.Millisecond {
+						t.Errorf("served: %v, after %v", rec != nil && rec.Code == http.StatusOK, took)
+					}
+					if c.later == 0 {
+						most = claimPatience // from now on they are known
+					}
+					time.Sleep(3 * time.Second) // the uplink is idle again
+				}
+			})
+		})
+	}
+}
