@@ -87,10 +87,15 @@ func TestNoForgeryIsProven(t *testing.T) {
 	const size = 4*ChunkSize + 1000
 	nar, sum, chain := chained(2, size)
 	other, _, otherChain := chained(3, size)
+	isChunk := func(i, n int, b []byte) bool { // of the signed NAR, i of n
+		from, to := ChunkRange(i, size)
+		return i < Chunks(size) && (i == n-1) == (to == size) && slices.Equal(b, nar[from:to])
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		claim := slices.Clone(chain)
 		shown := slices.Clone(nar)
-		switch rapid.SampledFrom([]string{"state", "bit", "splice", "swap", "chain", "blend"}).Draw(t, "forgery") {
+		forgery := rapid.SampledFrom([]string{"state", "bit", "splice", "swap", "chain", "blend", "length"}).Draw(t, "forgery")
+		switch forgery {
 		case "state": // one claimed state is wrong
 			i := rapid.IntRange(0, len(claim)-1).Draw(t, "i")
 			claim[i][rapid.IntRange(0, 31).Draw(t, "byte")] ^= 1 << rapid.IntRange(0, 7).Draw(t, "bit")
@@ -109,21 +114,32 @@ func TestNoForgeryIsProven(t *testing.T) {
 			copy(shown[:k*ChunkSize], other[:k*ChunkSize])
 			copy(claim[:k-1], otherChain[:k-1])
 		}
+		size := int64(size)
+		if forgery == "length" { // the signed hash with another length, as if bytes were missing at the end, or more came
+			size += rapid.Int64Range(-2*ChunkSize, 2*ChunkSize).Filter(func(n int64) bool { return n != 0 }).Draw(t, "more")
+			shown = append(shown, other...)[:size]
+			claim = append(claim, otherChain...)[:Chunks(size)-1]
+		}
 		p := claimed(t, sum, size, claim)
-		for _, i := range rapid.Permutation([]int{0, 1, 2, 3, 4}).Draw(t, "order") {
+		n := Chunks(size)
+		order := make([]int, n)
+		for i := range order {
+			order[i] = i
+		}
+		for _, i := range rapid.Permutation(order).Draw(t, "order") {
 			from, to := ChunkRange(i, size)
-			right := slices.Equal(shown[from:to], nar[from:to])
+			right := isChunk(i, n, shown[from:to])
 			if l, ok := p.Fits(i, shown[from:to]); ok {
 				p.Keep(i, l)
-			} else if right && (i == 0 || claim[i-1] == chain[i-1]) && (i == 4 || claim[i] == chain[i]) {
+			} else if right && (i == 0 || claim[i-1] == chain[i-1]) && (i == n-1 || claim[i] == chain[i]) {
 				t.Fatalf("right chunk %d between right states is refused", i)
 			}
 		}
 		if p.Proven() == 0 {
 			t.Fatal("a forgery was proven whole")
 		}
-		for i := p.Proven(); i < 5; i++ {
-			if from, to := ChunkRange(i, size); !slices.Equal(shown[from:to], nar[from:to]) {
+		for i := p.Proven(); i < n; i++ {
+			if from, to := ChunkRange(i, size); !isChunk(i, n, shown[from:to]) {
 				t.Fatalf("chunk %d is proven but wrong", i)
 			}
 		}
@@ -229,9 +245,23 @@ func TestChainsOfTheWrongLengthAreRefused(t *testing.T) {
 			t.Errorf("%d bytes fit", len(chunk))
 		}
 	}
+	if _, ok := p.Fits(1, append(nar[ChunkSize:2*ChunkSize:2*ChunkSize], 1, 2, 3)); ok {
+		t.Error("a chunk and three bytes more fit")
+	}
 	for _, i := range []int{-1, 4} {
 		if _, ok := p.Fits(i, nar[:ChunkSize]); ok {
 			t.Errorf("there is a chunk %d", i)
+		}
+	}
+}
+
+func TestOnlySoManyClaimsAreWeighed(t *testing.T) {
+	const size = 3*ChunkSize + 5
+	_, sum, chain := chained(4, size)
+	p := claimed(t, sum, size)
+	for i := range MaxClaims + 1 {
+		if err := p.Claim(chain); (err != nil) != (i == MaxClaims) {
+			t.Errorf("claim %d: %v", i+1, err)
 		}
 	}
 }
