@@ -314,3 +314,31 @@ func TestTheLastBytesAreAskedFromTwo(t *testing.T) {
 		}
 	})
 }
+
+// TestAChunkThatNixHasSeenIsNotReplaced: the central cache streams a wrong byte while peers bring the rest and have the right
+// chain. The answer is cut, not mended under Nix's eyes, the next one is right, and the peers are not to blame.
+func TestAChunkThatNixHasSeenIsNotReplaced(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const size = 32 * mib
+		w := newWorld(t, size)
+		slow := steady
+		slow.perRead = 20 * time.Millisecond
+		w.peer("p", slow)
+		w.peer("q", slow)
+		w.upstream("x", behaviour{corrupt: 1000, perRead: 40 * time.Millisecond})
+		w.firstByte = 4 * time.Second
+		s := w.start()
+		start := time.Now()
+		if rec := get(s, w.narURL()); rec != nil {
+			t.Errorf("ended with %d and %d bytes", rec.Code, rec.Body.Len())
+		}
+		if took := time.Since(start); took > 30*time.Second {
+			t.Errorf("cut after %v", took)
+		}
+		w.wantNAR(get(s, w.narURL()))
+		wantVerdicts(t, w)
+		if _, distrusted := s.flights.distrust.Load("http://x"); !distrusted {
+			t.Error("the central cache is still trusted")
+		}
+	})
+}
