@@ -48,15 +48,22 @@ func FuzzSnapshot(f *testing.F) {
 
 // FuzzDelta: what is accepted is what was encoded.
 func FuzzDelta(f *testing.F) {
+	read := func(b []byte) (added, removed []uint64, err error) {
+		err = readDelta(bufio.NewReader(bytes.NewReader(b)), int64(len(b)), func(a, r []uint64) error {
+			added, removed = append(added, a...), append(removed, r...)
+			return nil
+		})
+		return added, removed, err
+	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		added, removed, err := decodeDelta(b)
+		added, removed, err := read(b)
 		if err != nil {
 			if !errors.Is(err, errFilter) {
 				t.Fatal(err)
 			}
 			return
 		}
-		a2, r2, err := decodeDelta(encodeDelta(nil, added, removed))
+		a2, r2, err := read(encodeDelta(nil, added, removed))
 		if err != nil || !slices.Equal(added, a2) || !slices.Equal(removed, r2) {
 			t.Fatalf("%v: %x %x, %x %x", err, added, removed, a2, r2)
 		}
@@ -70,6 +77,29 @@ func FuzzDelta(f *testing.F) {
 			}
 		}
 	})
+}
+
+// TestALongDeltaIsReadInPieces: of thousands of keys none is lost, and what comes before the rest counts already.
+func TestALongDeltaIsReadInPieces(t *testing.T) {
+	var added, removed []uint64
+	for i := range uint64(5*deltaStep + 7) {
+		added, removed = append(added, 2*i), append(removed, 2*i+1)
+	}
+	body := encodeDelta(nil, added, removed)
+	for _, n := range []int{len(body), len(body) - 8*deltaStep, 10} {
+		var a, r []uint64
+		err := readDelta(bufio.NewReader(bytes.NewReader(body[:n])), int64(len(body)), func(x, y []uint64) error {
+			a, r = append(a, x...), append(r, y...)
+			return nil
+		})
+		whole := n == len(body)
+		if (err == nil) != whole || whole && !(slices.Equal(a, added) && slices.Equal(r, removed)) {
+			t.Errorf("%d of %d bytes: %d and %d keys, %v", n, len(body), len(a), len(r), err)
+		}
+		if n > 10 && !slices.Equal(a, added) {
+			t.Errorf("%d of %d bytes: only %d added keys", n, len(body), len(a))
+		}
+	}
 }
 
 // fuzzStream is a have-set stream that was received whole.

@@ -174,22 +174,16 @@ func (r *haveReader) snapshot(n int64) error {
 }
 
 func (r *haveReader) delta(n int64) error {
-	body, err := r.body(n, 20+16*maxFrameKeys)
-	if err != nil {
-		return err
-	}
-	added, removed, err := decodeDelta(body)
-	if err != nil {
-		return err
-	}
-	if !r.current(func() {
-		if err = r.p.have.apply(added, removed); err == nil {
-			r.settle()
+	return readDelta(r.r, n, func(added, removed []uint64) (err error) {
+		if !r.current(func() {
+			if err = r.p.have.apply(added, removed); err == nil {
+				r.settle()
+			}
+		}) {
+			return network.ErrReset
 		}
-	}) {
-		return network.ErrReset
-	}
-	return err
+		return err
+	})
 }
 
 // settle claims the memory that the have-set takes as it is now, or drops it.

@@ -1,6 +1,7 @@
 package p2p
 
 import (
+	"bufio"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -208,23 +209,44 @@ func encodeDelta(b []byte, added, removed []uint64) []byte {
 	return b
 }
 
-// decodeDelta is the reverse of encodeDelta.
-func decodeDelta(b []byte) (added, removed []uint64, err error) {
-	na, i := binary.Uvarint(b)
-	if i <= 0 {
-		return nil, nil, fmt.Errorf("%w: delta", errFilter)
+// deltaStep is how many keys of a delta are read at once: one that does not come takes little memory.
+const deltaStep = 512
+
+// readDelta reads a delta of size bytes and hands its keys over as they come, all added ones first.
+func readDelta(r *bufio.Reader, size int64, take func(added, removed []uint64) error) error {
+	head, err := r.Peek(int(min(size, 2*binary.MaxVarintLen64)))
+	if err != nil {
+		return err
 	}
-	nr, j := binary.Uvarint(b[i:])
-	if j <= 0 {
-		return nil, nil, fmt.Errorf("%w: delta", errFilter)
+	na, i := binary.Uvarint(head)
+	nr, j := binary.Uvarint(head[max(i, 0):])
+	if i <= 0 || j <= 0 || na > maxFrameKeys || nr > maxFrameKeys || uint64(size) != uint64(i+j)+8*(na+nr) {
+		return fmt.Errorf("%w: delta of %d and %d keys in %d bytes", errFilter, na, nr, size)
 	}
-	b = b[i+j:]
-	if na > maxFrameKeys || nr > maxFrameKeys || uint64(len(b)) != 8*(na+nr) {
-		return nil, nil, fmt.Errorf("%w: delta of %d and %d keys in %d bytes", errFilter, na, nr, len(b))
+	r.Discard(i + j)
+	var buf [8 * deltaStep]byte
+	var keys [deltaStep]uint64
+	for na+nr > 0 {
+		left, added := &nr, na > 0
+		if added {
+			left = &na
+		}
+		n := min(*left, deltaStep)
+		if _, err := io.ReadFull(r, buf[:8*n]); err != nil {
+			return err
+		}
+		for k := range n {
+			keys[k] = binary.LittleEndian.Uint64(buf[8*k:])
+		}
+		if added {
+			err = take(keys[:n], nil)
+		} else {
+			err = take(nil, keys[:n])
+		}
+		if err != nil {
+			return err
+		}
+		*left -= n
 	}
-	keys := make([]uint64, na+nr)
-	for k := range keys {
-		keys[k] = binary.LittleEndian.Uint64(b[8*k:])
-	}
-	return keys[:na], keys[na:], nil
+	return nil
 }
