@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -155,12 +156,13 @@ func FuzzPeerRequest(f *testing.F) {
 		"/" + binarycache.NARURL(public, publicSum), "/" + binarycache.NARURL(secret, secretSum),
 		"/" + binarycache.NARURL(public, publicSum) + chainSuffix, "/" + binarycache.NARURL(secret, secretSum) + chainSuffix, "/.chain",
 		"/" + secret.String() + ".narinfo", "/../../etc/passwd", "*",
+		"/", "/nar", "/nar/", "/.narinfo", "/nix/store/", "/have", "/paths", "/index", "/all.narinfo",
 	} {
 		f.Add([]byte("GET " + target + " HTTP/1.1\r\nHost: x\r\nRange: bytes=5-9\r\n\r\n"))
 	}
 	h := bareHost(c)
 	p := h.peers.get("x")
-	secretNAR := c.paths[secret].nar[:16]
+	secretNAR, publicNAR := c.paths[secret].nar[:16], c.paths[public].nar[:16]
 	f.Fuzz(func(t *testing.T, b []byte) {
 		q, err := http.ReadRequest(bufio.NewReader(bytes.NewReader(b)))
 		if err != nil {
@@ -183,6 +185,10 @@ func FuzzPeerRequest(f *testing.F) {
 		body := w.Body.Bytes()
 		if bytes.Contains(body, secretNAR) || bytes.Contains(body, []byte(secret.String())) {
 			t.Fatalf("a stranger got what is the group's with %q", b)
+		}
+		named := strings.Contains(q.URL.Path, public.String()) || strings.Contains(q.URL.Path, public.Digest().String())
+		if !named && (bytes.Contains(body, []byte(public.String())) || bytes.Contains(body, publicNAR)) {
+			t.Fatalf("a path was listed to who did not name it: %q", b)
 		}
 	})
 }

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/flurry-nix/flurry/discovery"
+	"github.com/flurry-nix/flurry/p2p/p2ptest"
 	"github.com/flurry-nix/flurry/verify"
 )
 
@@ -221,6 +222,67 @@ func TestANeighbourServesWhatItsHaveSetClaims(t *testing.T) {
 		if _, err := p.NarInfo(t.Context(), h1.Digest()); !errors.Is(err, ErrAbsent) {
 			t.Fatal("removed path:", err)
 		}
+	}
+}
+
+// One filter on connect; what changes then travels as changes, also for who is long connected.
+func TestAHaveSetIsSentOnceAndThenItsChanges(t *testing.T) {
+	c := newFakeCatalog()
+	first, _ := c.add(t, 1, 10, verify.ScopePublic)
+	a := startHost(t, c)
+	r := startRecorder(t, p2ptest.Config{})
+	id := connectRecorder(t, r, a)
+	for seed := uint64(2); seed < 6; seed++ {
+		h, _ := c.add(t, seed, 10, verify.ScopePublic)
+		if err := r.Wait(t.Context(), func() bool { return r.EverClaimed(h.Digest()) }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	c.remove(first)
+	if err := r.Wait(t.Context(), func() bool { return r.Withdrawn(id, first.Digest()) }); err != nil {
+		t.Fatal(err)
+	}
+	if n := r.Snapshots(id); n != 1 {
+		t.Errorf("%d filters were sent for six changes", n)
+	}
+}
+
+// A filter takes little more than two bytes a path, and 24 of them are wrong about one path in a thousand at most.
+func TestHaveSetsAreSmallAndSeldomWrong(t *testing.T) {
+	const paths, questions, neighbours = 20_000, 10_000, 24
+	rng := rand.New(rand.NewPCG(1, 2))
+	wrong := 0
+	for range neighbours {
+		keys := make([]uint64, paths)
+		for i := range keys {
+			keys[i] = rng.Uint64()
+		}
+		body, err := encodeSnapshot(nil, keys)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(body) > 5*paths/2 {
+			t.Fatalf("%d bytes for %d paths", len(body), paths)
+		}
+		f, count, err := readSnapshot(bytes.NewReader(body), int64(len(body)), always)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s haveSet
+		s.replace(f, count)
+		for _, k := range keys[:100] {
+			if !s.Has(k) {
+				t.Fatal("a path is missing")
+			}
+		}
+		for range questions {
+			if s.Has(rng.Uint64()) {
+				wrong++
+			}
+		}
+	}
+	if wrong > questions/1000 {
+		t.Errorf("%d of %d questions would be packets", wrong, questions)
 	}
 }
 

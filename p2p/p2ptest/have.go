@@ -106,6 +106,15 @@ func (r *Recorder) Snapshots(id string) int {
 	return 0
 }
 
+// Withdrawn tells whether a change that an agent sent took a path back.
+func (r *Recorder) Withdrawn(id string, d verify.PathDigest) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	p, _ := peer.Decode(id)
+	h := r.haves[p]
+	return h != nil && h.removed[d.Key()]
+}
+
 // EverClaimed tells whether any have-set or change that any agent sent named a path.
 func (r *Recorder) EverClaimed(d verify.PathDigest) bool {
 	r.mu.Lock()
