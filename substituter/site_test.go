@@ -389,6 +389,46 @@ func TestPickPartial(t *testing.T) {
 	}
 }
 
+func TestTheRarestBytesAreAskedForFirst(t *testing.T) {
+	const size = 6 * mib
+	src := partialSource{held: spans{{0, size}}}
+	all := Flying{Progress: Progress{Held: [][2]int64{{0, size}}}}
+	most := Flying{Progress: Progress{Held: [][2]int64{{0, 3 * mib}, {4 * mib, size}}}}
+	some := Flying{Progress: Progress{Held: [][2]int64{{0, mib}, {2 * mib, size}}}}
+	for range 20 { // among equals it is chance
+		if got, _ := pickPartial(src, nil, []Flying{all, most, most, some}, size, true); got.from != 3*mib {
+			t.Fatalf("%v is asked for", got)
+		}
+		if got, _ := pickPartial(src, spans{{3 * mib, 4 * mib}}, []Flying{all, most, most, some}, size, true); got.from != mib {
+			t.Fatalf("next, %v is asked for", got)
+		}
+	}
+}
+
+// Each machine of a site is the first for its share of the NARs, and all agree who it is.
+func TestTheWorkIsSpreadOverTheMachines(t *testing.T) {
+	const machines, nars = 24, 2400
+	first := map[string]int{}
+	for i := range nars {
+		d := verify.StoreHash{byte(i), byte(i >> 8)}.Digest()
+		best := ""
+		for m := range machines {
+			if id := fmt.Sprint("machine ", m); best == "" || outranks(d, id, best) {
+				best = id
+			}
+		}
+		first[best]++
+	}
+	for id, n := range first {
+		if n < nars/machines/2 || n > nars/machines*2 {
+			t.Errorf("%s is the first for %d of %d NARs", id, n, nars)
+		}
+	}
+	if len(first) != machines {
+		t.Errorf("only %d machines do anything", len(first))
+	}
+}
+
 func TestAnOfficeGoesOnWhenTheOneThatFetchesDies(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		o := newOffice(t, 4, 8*mib, slowUplink)
@@ -527,6 +567,32 @@ func TestASpoolStaysUntilNeighboursHeardOfTheStore(t *testing.T) {
 			t.Error("kept although the store shares it")
 		}
 	})
+}
+
+// What Nix asked for stays for a minute after its last reader, what was fetched ahead of it for five.
+func TestASpoolThatTheStoreDoesNotShowStaysForAWhile(t *testing.T) {
+	for _, asked := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, mib)
+			w.upstream("x", honest)
+			s := w.start()
+			stays := time.Minute
+			if asked {
+				w.wantNAR(get(s, w.narURL()))
+			} else {
+				stays = lingerIdle
+				s.flights.prefetch(w.verified())
+			}
+			time.Sleep(stays - time.Second)
+			if !s.flights.has(w.info.NarHash) {
+				t.Errorf("asked for: %v; gone before %v", asked, stays)
+			}
+			time.Sleep(time.Second + 2*sweepEvery)
+			if s.flights.has(w.info.NarHash) {
+				t.Errorf("asked for: %v; still there after %v", asked, stays)
+			}
+		})
+	}
 }
 
 func TestAClaimHoldsAlthoughItsMakerIsLeftAlone(t *testing.T) {
