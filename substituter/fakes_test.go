@@ -241,6 +241,7 @@ type behaviour struct {
 	hangOpen bool          // never answers
 	perRead  time.Duration // between pieces of 64 KiB
 	piece    int           // or of so many bytes
+	late     time.Duration // before the first piece
 	letGo    time.Duration // how long Close and a waiting Read hold on
 	again    bool          // asked for a NAR from its middle on, it sends all of it, as one that compresses
 
@@ -272,9 +273,13 @@ func (b *body) WireBytes() int64 { return b.wire.Load() }
 func (b *body) Broke() time.Time { return time.Time{} }
 
 func (b *body) Read(p []byte) (int, error) {
-	if b.b.perRead > 0 {
+	wait := b.b.perRead
+	if b.wire.Load() == 0 {
+		wait += b.b.late
+	}
+	if wait > 0 {
 		select {
-		case <-time.After(b.b.perRead):
+		case <-time.After(wait):
 		case <-b.closed:
 			return 0, io.ErrClosedPipe
 		}

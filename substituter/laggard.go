@@ -20,8 +20,7 @@ const (
 	// A central cache of unknown rate is taken to bring lookRate bytes of NARs per second, so that it is asked for a NAR, and known
 	// then, where neighbours are slow; for one of chainLeast or more that would be dear.
 	lookRate    = 10 << 20
-	probeBytes  = 256 << 10              // fewer may fit into the queues on the way, however slow the link
-	probeAllows = 100 * time.Millisecond // beyond what the central cache would need for as many
+	probeAllows = 100 * time.Millisecond // for a part of a probe, or lookRatio times what the central cache would need, if that is more
 	probeMost   = 2 * time.Second        // that one probe lasts
 	probeLeast  = 500 * time.Millisecond // between a probe that failed and the next; it doubles with each in a row
 	probePause  = time.Minute            // and at most
@@ -33,6 +32,10 @@ const (
 	probeClear = 1.5             // times what was allowed, from which on a probe leaves no doubt of it
 	tempoMost  = 2000            // neighbours that are remembered
 )
+
+// probeBytes are how many bytes a probe asks for, one after the other, as long as they do not come much too late. Few may fit into the queues on the way,
+// or come in a moment when a busy link is idle: only who brings the many in time, too, is quick. Where the central caches need long for few, these are enough.
+var probeBytes = []int64{64 << 10, 256 << 10, 1 << 20}
 
 // laggards is what is known of how quick neighbours are beside the central caches. Safe for concurrent use; the zero value
 // is ready.
@@ -48,6 +51,7 @@ type tempo struct {
 	lags  bool
 	next  time.Time     // before it no further probe begins
 	pause time.Duration // after the next one, if it fails
+	clear time.Time     // when a probe last went well
 }
 
 // of returns a neighbour's tempo, a new one where there is none; mu is held.
@@ -111,12 +115,12 @@ func (l *laggards) look(id string, worth float64, final, sure bool) bool {
 	if final {
 		t.worth = mixed
 	}
-	switch now := time.Now(); {
-	case mixed <= 1 || t.lags:
-	case sure && mixed > muchSlower:
-		t.lags, t.next, t.pause = true, now.Add(probeRare), probeRarer*probeRare
-	default: // when it is probed more will be known
-		t.lags, t.next, t.pause = true, now.Add(probeLeast), probeLeast
+	if now := time.Now(); mixed > 1 && !t.lags {
+		if sure && mixed > muchSlower {
+			t.lag(now, probeRare, probeRarer*probeRare)
+		} else { // when it is probed more will be known
+			t.lag(now, probeLeast, probeLeast)
+		}
 	}
 	return t.lags
 }
@@ -126,7 +130,16 @@ func (l *laggards) note(id string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if t := l.of(id); !t.lags {
-		t.lags, t.next, t.pause = true, time.Time{}, probeLeast
+		t.lag(time.Now(), 0, probeLeast)
+	}
+}
+
+// lag begins the neighbour's time as a laggard: how long until the first probe, and until another one if that fails. Where a probe has lately
+// cleared it the next one is late: such probes tell little.
+func (t *tempo) lag(now time.Time, first, then time.Duration) {
+	t.lags, t.next, t.pause = true, now.Add(first), then
+	if now.Sub(t.clear) < probePause {
+		t.next, t.pause = now.Add(probeRarer*probeRare), probePause
 	}
 }
 
@@ -150,9 +163,9 @@ func (l *laggards) probed(id string, worth float64, now time.Time) {
 	switch {
 	case t == nil:
 	case worth <= 1:
-		t.lags, t.worth, t.pause = false, 0, probeLeast
+		t.lags, t.worth, t.pause, t.clear = false, 0, probeLeast, now
 	case worth > probeClear:
-		t.pause = max(t.pause, probeRare)
+		t.pause = max(t.pause, probeRarer*probeRare)
 		t.next = now.Add(t.pause)
 		t.pause = min(probeRarer*t.pause, probePause)
 	default:
@@ -164,34 +177,49 @@ func (l *laggards) probed(id string, worth float64, now time.Time) {
 // probe asks a laggard for some bytes of the NAR, which nobody waits for.
 func (p *plan) probe(peer Peer) {
 	all, size := p.f.all, p.f.v.NarSize()
-	if size < probeBytes || !all.laggards.due(peer.ID(), time.Now()) {
+	rate, _ := all.pace.rates()
+	if size < slices.Max(probeBytes) || rate == 0 || !all.laggards.due(peer.ID(), time.Now()) {
 		return
 	}
-	const n = probeBytes
-	allowed := probeAllows + p.f.upstreamTakes(n, lookRate)
 	all.wg.Go(func() {
 		ctx, cancel := context.WithTimeout(all.ctx, probeMost)
 		defer cancel()
-		begun := time.Now()
-		body, err := peer.NAR(ctx, p.f.hash, p.f.v.NarHash(), size, size-n, size)
-		if err == nil {
-			stop := context.AfterFunc(ctx, func() { body.Close() })
-			buf := make([]byte, n)
-			_, err = io.ReadFull(body, buf)
-			stop()
-			body.Close()
-		}
-		took := time.Since(begun)
-		worth := took.Seconds() / allowed.Seconds()
-		switch {
-		case err != nil:
-			worth = max(worth, 2)
-		case all.uplink.overloaded(): // it may be this machine's own slowness
-			worth = 1
+		var worth float64
+		for k, n := range probeBytes {
+			allowed := max(probeAllows, time.Duration(lookRatio*float64(n)/rate*float64(time.Second)))
+			if worth > probeClear || k > 0 && allowed > probeMost/2 {
+				break
+			}
+			worth = max(worth, p.f.probe(ctx, peer, n, allowed))
 		}
 		all.laggards.probed(peer.ID(), worth, time.Now())
-		all.log.Debug("probed a slow peer", "peer", peer.ID(), "bytes", n, "ms", took.Milliseconds(), "allowed", allowed.Milliseconds(), "err", err)
 	})
+}
+
+// probe returns how long a neighbour takes for the NAR's last n bytes as a part of what it is allowed.
+func (f *flight) probe(ctx context.Context, peer Peer, n int64, allowed time.Duration) (worth float64) {
+	size, begun := f.v.NarSize(), time.Now()
+	body, err := peer.NAR(ctx, f.hash, f.v.NarHash(), size, size-n, size)
+	if err == nil {
+		stop := context.AfterFunc(ctx, func() { body.Close() })
+		buf := legBuffers.Get().(*[]byte)
+		for left := n; left > 0 && err == nil; left -= int64(len(*buf)) {
+			_, err = io.ReadFull(body, (*buf)[:min(left, int64(len(*buf)))])
+		}
+		legBuffers.Put(buf)
+		stop()
+		body.Close()
+	}
+	took := time.Since(begun)
+	worth = took.Seconds() / allowed.Seconds()
+	switch {
+	case err != nil:
+		worth = max(worth, 2)
+	case f.all.uplink.overloaded(): // it may be this machine's own slowness
+		worth = min(worth, 1)
+	}
+	f.all.log.Debug("probed a slow peer", "peer", peer.ID(), "bytes", n, "ms", took.Milliseconds(), "allowed", allowed.Milliseconds(), "err", err)
+	return worth
 }
 
 // upstreamAble tells whether some central cache could bring the NAR, as far as is known.
@@ -265,6 +293,24 @@ func (p *plan) mindLaggards() {
 			}
 		}
 		l.lags = lags && able
+	}
+	p.spare(now)
+}
+
+// spare ends those legs of laggards whose bytes a central cache, which has answered, will have brought before them: until then
+// they would only take room on a link that both share. mu is held.
+func (p *plan) spare(now time.Time) {
+	for l := range p.f.legs {
+		if !l.lags || l.got > 0 && float64(l.end-l.pos) < l.rate(now)*p.f.upstreamTakes(p.f.v.NarSize(), lookRate).Seconds() {
+			continue
+		}
+		for o := range p.f.legs {
+			if !o.src.fromPeer() && !o.dismissed && o.body != nil && !o.hangs(now) && o.pos <= l.pos && l.end <= o.end {
+				l.dismissed = true
+				l.cancel()
+				break
+			}
+		}
 	}
 }
 

@@ -93,7 +93,7 @@ func TestALaggardThatIsQuickAgainIsAskedAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := newWorld(t, mib)
 		w.peer("was slow", honest)
-		w.upstream("x", honest)
+		w.upstream("x", behaviour{corrupt: -1, perRead: 10 * time.Millisecond})
 		s := w.start()
 		s.flights.laggards.note("was slow")
 		w.wantNAR(get(s, w.narURL()))
@@ -102,8 +102,12 @@ func TestALaggardThatIsQuickAgainIsAskedAgain(t *testing.T) {
 		}
 		s.flights.clear()
 		time.Sleep(time.Second)
+		w.wantNAR(get(s, w.narURL())) // the central cache's rate is known, so that it is probed
+		s.flights.clear()
+		time.Sleep(time.Second)
+		before := s.flights.stats.FromPeers.Load()
 		w.wantNAR(get(s, w.narURL()))
-		if got := s.flights.stats.FromPeers.Load(); got != mib {
+		if got := s.flights.stats.FromPeers.Load() - before; got != mib {
 			t.Errorf("%d bytes from a neighbour that is quick again, want all", got)
 		}
 	})
@@ -137,6 +141,7 @@ func TestProbesGetRare(t *testing.T) {
 		t.Error("a probe of somebody unknown")
 	}
 	l.note("a")
+	now = time.Now()
 	for _, want := range []time.Duration{probeLeast, 2 * probeLeast, 4 * probeLeast} {
 		if !l.due("a", now) {
 			t.Fatal("no probe")
@@ -163,8 +168,12 @@ func TestProbesGetRare(t *testing.T) {
 	if l.has("a") {
 		t.Error("a quick probe does not clear it")
 	}
-	if l.note("a"); !l.due("a", now) {
-		t.Error("no probe after a new lapse")
+	if l.note("a"); l.due("a", time.Now().Add(probeRare)) || !l.due("a", time.Now().Add(probeRarer*probeRare)) {
+		t.Error("the probe after a lapse that follows on one that cleared it should be late")
+	}
+	l.probed("a", 1, time.Now().Add(-probePause))
+	if l.note("a"); !l.due("a", time.Now()) {
+		t.Error("no probe after a lapse long after")
 	}
 }
 
@@ -226,5 +235,38 @@ func TestClaimsDoNotWaitForALaggardsAnswers(t *testing.T) {
 	a.laggards.note("laggard")
 	if d := a.settleOfAhead(site); d != settleAhead*20*time.Millisecond {
 		t.Error("a claim settles for", d)
+	}
+}
+
+// Once the central cache has answered, a laggard's bytes only take room on the link; where the central cache then stops, the laggard is
+// asked again.
+func TestALaggardIsLetGoOnceTheCentralCacheHasAnswered(t *testing.T) {
+	laggard := behaviour{corrupt: -1, piece: 18 << 10, perRead: 20 * time.Millisecond}                                        // 0.9 MB/s
+	cache := behaviour{corrupt: -1, again: true, late: 300 * time.Millisecond, piece: 8 << 10, perRead: 4 * time.Millisecond} // 2 MB/s
+	stops := cache
+	stops.stopAt, stops.stall = mib, true
+	for name, tt := range map[string]struct {
+		cache       behaviour
+		least, most int64 // from the laggard
+	}{
+		"goes on": {cache, 64 << 10, 256 << 10},
+		"stops":   {stops, mib, 2 * mib},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				w := newWorld(t, 2*mib)
+				w.peer("laggard", laggard).stays = true
+				w.upstream("x", tt.cache)
+				s := w.start()
+				start := time.Now()
+				w.wantNAR(get(s, w.narURL()))
+				if got := s.flights.stats.FromPeers.Load(); got < tt.least || got > tt.most {
+					t.Errorf("%d bytes from the laggard, want %d to %d", got, tt.least, tt.most)
+				}
+				if took := time.Since(start); took > limitUnseen {
+					t.Errorf("took %v", took)
+				}
+			})
+		})
 	}
 }
