@@ -242,6 +242,7 @@ type behaviour struct {
 	perRead  time.Duration // between pieces of 64 KiB
 	piece    int           // or of so many bytes
 	late     time.Duration // before the first piece
+	burst    int           // bytes of each answer that come at once
 	letGo    time.Duration // how long Close and a waiting Read hold on
 	again    bool          // asked for a NAR from its middle on, it sends all of it, as one that compresses
 
@@ -276,6 +277,9 @@ func (b *body) Read(p []byte) (int, error) {
 	wait := b.b.perRead
 	if b.wire.Load() == 0 {
 		wait += b.b.late
+	}
+	if int(b.wire.Load()) < b.b.burst {
+		wait = 0
 	}
 	if wait > 0 {
 		select {

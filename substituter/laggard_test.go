@@ -270,3 +270,24 @@ func TestALaggardIsLetGoOnceTheCentralCacheHasAnswered(t *testing.T) {
 		})
 	}
 }
+
+// What a queue lets pass at once makes nobody quick.
+func TestABurstClearsNoLaggard(t *testing.T) {
+	for burst, clears := range map[int]bool{300 << 10: false, 2 * mib: true} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newWorld(t, 2*mib)
+			w.peer("bursts", behaviour{corrupt: -1, burst: burst, piece: 24 << 10, perRead: 10 * time.Millisecond}).stays = true // 2.4 MB/s
+			w.upstream("x", behaviour{corrupt: -1, perRead: 8 * time.Millisecond})                                               // 8 MB/s
+			s := w.start()
+			s.flights.laggards.note("bursts")
+			for range 2 {
+				w.wantNAR(get(s, w.narURL()))
+				s.flights.clear()
+				time.Sleep(time.Second)
+			}
+			if lags := s.flights.laggards.has("bursts"); lags == clears {
+				t.Errorf("a burst of %d bytes: still a laggard: %v", burst, lags)
+			}
+		})
+	}
+}
