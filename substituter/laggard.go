@@ -46,12 +46,12 @@ type laggards struct {
 
 // tempo is one neighbour's.
 type tempo struct {
-	got   int64   // bytes that it brought
-	worth float64 // its time for NARs as a part of what it is allowed, smoothed; 0 unknown
-	lags  bool
-	next  time.Time     // before it no further probe begins
-	pause time.Duration // after the next one, if it fails
-	clear time.Time     // when a probe last went well
+	got     int64   // bytes that it brought
+	worth   float64 // its time for NARs as a part of what it is allowed, smoothed; 0 unknown
+	lags    bool
+	next    time.Time     // before it no further probe begins
+	pause   time.Duration // after the next one, if it fails
+	cleared time.Time     // when a probe last went well
 }
 
 // of returns a neighbour's tempo, a new one where there is none; mu is held.
@@ -138,7 +138,7 @@ func (l *laggards) note(id string) {
 // cleared it the next one is late: such probes tell little.
 func (t *tempo) lag(now time.Time, first, then time.Duration) {
 	t.lags, t.next, t.pause = true, now.Add(first), then
-	if now.Sub(t.clear) < probePause {
+	if now.Sub(t.cleared) < probePause {
 		t.next, t.pause = now.Add(probeRarer*probeRare), probePause
 	}
 }
@@ -163,7 +163,7 @@ func (l *laggards) probed(id string, worth float64, now time.Time) {
 	switch {
 	case t == nil:
 	case worth <= 1:
-		t.lags, t.worth, t.pause, t.clear = false, 0, probeLeast, now
+		t.lags, t.worth, t.pause, t.cleared = false, 0, probeLeast, now
 	case worth > probeClear:
 		t.pause = max(t.pause, probeRarer*probeRare)
 		t.next = now.Add(t.pause)
