@@ -20,7 +20,7 @@ const (
 	// A central cache of unknown rate is taken to bring lookRate bytes of NARs per second, so that it is asked for a NAR, and known
 	// then, where neighbours are slow; for one of chainLeast or more that would be dear.
 	lookRate    = 10 << 20
-	probeAllows = 100 * time.Millisecond // for a part of a probe, or lookRatio times what the central cache would need, if that is more
+	probeAllows = 100 * time.Millisecond // for each part of a probe, beyond what the central cache would need for as many bytes
 	probeMost   = 2 * time.Second        // that one probe lasts
 	probeLeast  = 500 * time.Millisecond // between a probe that failed and the next; it doubles with each in a row
 	probePause  = time.Minute            // and at most
@@ -186,7 +186,7 @@ func (p *plan) probe(peer Peer) {
 		defer cancel()
 		var worth float64
 		for k, n := range probeBytes {
-			allowed := max(probeAllows, time.Duration(lookRatio*float64(n)/rate*float64(time.Second)))
+			allowed := probeAllows + time.Duration(float64(n)/rate*float64(time.Second))
 			if worth > probeClear || k > 0 && allowed > probeMost/2 {
 				break
 			}
