@@ -2,7 +2,6 @@ package p2p
 
 import (
 	"net"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -23,7 +22,7 @@ func (h *Host) dialable(n *hint) []string {
 	if n.Via != discovery.ViaMDNS || h.now().Sub(n.heard) <= freshHint {
 		return n.Addrs
 	}
-	links, err := linkNetworks()
+	links, err := net.InterfaceAddrs()
 	if err != nil {
 		return n.Addrs
 	}
@@ -42,33 +41,14 @@ func (h *Host) forgetAddrs(id peer.ID, addrs []string) {
 }
 
 // split sorts multiaddrs by whether they are in one of the networks.
-func split(addrs []string, networks []netip.Prefix) (inside, outside []string) {
+func split(addrs []string, networks []net.Addr) (inside, outside []string) {
 	for _, a := range addrs {
 		ip, ok := AddrIP(a)
-		if ok && slices.ContainsFunc(networks, func(n netip.Prefix) bool { return n.Contains(ip) }) {
+		if ok && slices.ContainsFunc(networks, func(n net.Addr) bool { in, ok := n.(*net.IPNet); return ok && in.Contains(ip.AsSlice()) }) {
 			inside = append(inside, a)
 		} else {
 			outside = append(outside, a)
 		}
 	}
 	return inside, outside
-}
-
-// linkNetworks are the networks that this machine's interfaces have addresses in.
-func linkNetworks() ([]netip.Prefix, error) {
-	addrs, err := net.InterfaceAddrs()
-	if err != nil {
-		return nil, err
-	}
-	var out []netip.Prefix
-	for _, a := range addrs {
-		if n, ok := a.(*net.IPNet); ok {
-			ip, ok := netip.AddrFromSlice(n.IP)
-			ones, bits := n.Mask.Size()
-			if ip = ip.Unmap(); ok && bits == ip.BitLen() {
-				out = append(out, netip.PrefixFrom(ip, ones).Masked())
-			}
-		}
-	}
-	return out, nil
 }
