@@ -46,6 +46,8 @@ type Client struct {
 	wire     atomic.Int64 // bytes of bodies received
 	denied   atomic.Bool  // its latest answer was 401
 	heard    atomic.Int64 // when it last answered or sent a NAR's bytes, in Unix nanoseconds; 0: never
+	pending  atomic.Int32 // requests that wait for an answer's header
+	asked    atomic.Int64 // when the latest began that nothing else waited beside, as heard
 	busy     func() bool  // whether the link is busy with what this site's machines get; may be nil
 
 	mu     sync.Mutex // guards all below
@@ -59,11 +61,15 @@ type Client struct {
 // is to be called before the client is used.
 func (c *Client) SetBusy(busy func() bool) { c.busy = busy }
 
-// Sends tells whether the cache answered a request or sent bytes of a NAR not longer than d ago, or within 10 s
-// while the link is busy.
+// Sends tells whether the cache answered a request or sent bytes of a NAR not longer than d ago, or has for less than 10 s been
+// asked in vain while the link is busy.
 func (c *Client) Sends(d time.Duration) bool {
-	silent := time.Since(time.Unix(0, c.heard.Load()))
-	return silent < d || silent < silentBusy && c.busy != nil && c.busy()
+	heard := c.heard.Load()
+	if time.Since(time.Unix(0, heard)) < d {
+		return true
+	}
+	vain := time.Since(time.Unix(0, max(heard, c.asked.Load())))
+	return vain < silentBusy && c.busy != nil && c.busy()
 }
 
 // URL returns the cache's address without credentials, parameters or trailing slash.
@@ -160,8 +166,12 @@ func (c *Client) ask(r request) (*http.Response, error) {
 	if req.Header == nil {
 		req.Header = http.Header{}
 	}
+	if c.pending.Add(1) == 1 {
+		c.asked.Store(time.Now().UnixNano())
+	}
 	answered := c.awaitHeader(r)
 	resp, err := c.http.Do(req)
+	c.pending.Add(-1)
 	if !answered() && err == nil { // too late: the body is dead
 		resp.Body.Close()
 		err = errHeaderTimeout

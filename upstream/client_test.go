@@ -134,11 +134,11 @@ func TestAnAnswerIsWaitedForWhileTheCacheSendsOtherThings(t *testing.T) {
 	for name, k := range map[string]struct {
 		sends, heard, busy, waits bool
 	}{
-		"silent":                            {},
-		"silent, was heard":                 {heard: true},
-		"sends":                             {sends: true, waits: true},
-		"busy link, was heard":              {heard: true, busy: true, waits: true},
-		"link busy with other caches' data": {busy: true},
+		"silent":                 {},
+		"silent, was heard":      {heard: true},
+		"sends":                  {sends: true, waits: true},
+		"busy link, was heard":   {heard: true, busy: true, waits: true},
+		"busy link, first asked": {busy: true, waits: true},
 	} {
 		t.Run(name, func(t *testing.T) {
 			c.fault("/"+late.String()+".narinfo", "late:1500ms")
@@ -168,6 +168,28 @@ func TestAnAnswerIsWaitedForWhileTheCacheSendsOtherThings(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// However busy the link, who is asked in vain for ten seconds is silent.
+func TestABusyLinkExplainsSilenceForAWhile(t *testing.T) {
+	for _, k := range []struct {
+		heard, asked time.Duration // ago
+		busy, sends  bool
+	}{
+		{time.Second, time.Hour, false, true},
+		{5 * time.Second, 6 * time.Second, true, true},
+		{5 * time.Second, 6 * time.Second, false, false},
+		{time.Hour, 3 * time.Second, true, true},
+		{time.Hour, 3 * time.Second, false, false},
+		{time.Hour, 11 * time.Second, true, false},
+	} {
+		c := &Client{busy: func() bool { return k.busy }}
+		c.heard.Store(time.Now().Add(-k.heard).UnixNano())
+		c.asked.Store(time.Now().Add(-k.asked).UnixNano())
+		if got := c.Sends(2 * time.Second); got != k.sends {
+			t.Errorf("%+v: sends %v", k, got)
+		}
 	}
 }
 
