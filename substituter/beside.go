@@ -137,7 +137,8 @@ func (p *plan) beside(why string, count *atomic.Int64) {
 }
 
 // yield gives the central cache up where a neighbour that outranks this machine asks it too: their
-// claims crossed. What is nearly done is finished.
+// claims crossed. Who has much more than the other goes on, and the bytes that both get are counted all the same; what is nearly
+// done is finished.
 func (p *plan) yield() {
 	s := p.site()
 	if s == nil || p.claim.stage != StageFetching || p.claim.beside {
@@ -147,14 +148,21 @@ func (p *plan) yield() {
 	got := p.f.held()
 	p.f.mu.Unlock()
 	for _, n := range s.Flying(p.digest) {
-		if n.Stage == StageFetching && !p.claim.ignored[n.Peer.ID()] && outranks(p.digest, n.Peer.ID(), s.Self()) && p.moving(n) && 2*n.held(p.f.v.NarSize()) >= got {
-			p.beside("crossed", &p.f.all.stats.Beside.Crossed)
-			if p.leaveUpstream() {
-				p.claim.beside = false
-				p.enter(StageFollowing)
-			}
-			return
+		if n.Stage != StageFetching || p.claim.ignored[n.Peer.ID()] || !outranks(p.digest, n.Peer.ID(), s.Self()) || !p.moving(n) {
+			continue
 		}
+		if !p.claim.crossed {
+			p.beside("crossed", &p.f.all.stats.Beside.Crossed)
+			p.claim.beside, p.claim.crossed = false, true
+		}
+		if 2*n.held(p.f.v.NarSize()) < got {
+			continue
+		}
+		if p.claim.beside = !p.leaveUpstream(); !p.claim.beside {
+			p.claim.crossed = false
+			p.enter(StageFollowing)
+		}
+		return
 	}
 }
 

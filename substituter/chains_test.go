@@ -7,7 +7,9 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/flurry-nix/flurry/binarycache"
@@ -60,6 +62,32 @@ func TestAChainIsComputedOnceAndKeptOverRestarts(t *testing.T) {
 	if form, ok := testChains(t, dir).get(v.NarHash(), v.NarSize()); !ok || opened != 1 {
 		t.Errorf("after a restart: %v, %d bytes; computed %d times", ok, len(form), opened)
 	}
+}
+
+func TestAChainThatManyAskForAtOnceIsComputedOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 9*mib)
+		c, v := testChains(t, t.TempDir()), w.verified()
+		opened := 0
+		open := func(context.Context) (binarycache.Content, error) { opened++; return memNAR(w.nar), nil }
+		var wg sync.WaitGroup
+		for range 5 {
+			wg.Go(func() {
+				if _, err := c.of(t.Context(), v, open); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		synctest.Wait()
+		ctx, stop := context.WithCancel(t.Context())
+		defer stop()
+		go c.run(ctx)
+		wg.Wait()
+		synctest.Wait()
+		if opened != 1 {
+			t.Errorf("computed %d times", opened)
+		}
+	})
 }
 
 // TestARottenStorePathHasNoChain: what is offered fits the signature.

@@ -107,6 +107,7 @@ type claim struct {
 	offered  time.Time       // since when a leader has bytes that may be asked for; zero: it has none
 	waited   time.Time       // since when a neighbour has bytes that are missing here, and none was asked for; zero: not so
 	beside   bool            // the central cache is asked although a neighbour has claimed the NAR
+	crossed  bool            // and one that ranks before this machine asks it too
 	ignored  map[string]bool // neighbours whose claims came to nothing, by id
 }
 

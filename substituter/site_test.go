@@ -510,6 +510,13 @@ func TestPrivatePathsAreNotToldOf(t *testing.T) {
 			if told == private {
 				t.Errorf("private: %v, told of: %v", private, told)
 			}
+			content, err := o.servers[0].Partial(o.world.path.Hash(), o.world.info.NarHash)
+			if err == nil {
+				content.Close()
+			}
+			if (err == nil) == private {
+				t.Errorf("private: %v, served from the spool: %v", private, err)
+			}
 		})
 	}
 }
@@ -565,6 +572,26 @@ func TestASpoolStaysUntilNeighboursHeardOfTheStore(t *testing.T) {
 		all[0].flights.sweep(time.Minute)
 		if all[0].flights.has(o.world.info.NarHash) {
 			t.Error("kept although the store shares it")
+		}
+	})
+}
+
+// Who is far ahead goes on although the other ranks before it: what both fetch is counted all the same.
+func TestACrossedClaimThatIsNotGivenUpIsCounted(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		o := newOffice(t, 2, 32*mib, slowUplink)
+		o.sites[0].bus.delay = time.Second
+		ahead, late := 0, 1
+		if outranks(o.world.path.Hash().Digest(), "m0", "m1") {
+			ahead, late = 1, 0
+		}
+		var wg sync.WaitGroup
+		wg.Go(func() { o.world.wantNAR(get(o.servers[ahead], o.world.narURL())) })
+		time.Sleep(500 * time.Millisecond)
+		wg.Go(func() { o.world.wantNAR(get(o.servers[late], o.world.narURL())) })
+		wg.Wait()
+		if n := o.servers[ahead].Stats.Beside.Crossed.Load() + o.servers[late].Stats.Beside.Crossed.Load(); n != 1 || o.upstreamOpens() != 2 {
+			t.Errorf("%d of %d downloads are counted as crossed", n, o.upstreamOpens())
 		}
 	})
 }
