@@ -14,7 +14,8 @@ import (
 
 // Limits on what others may make us hold. With the defaults a thousand hostile connections stay below
 // 256 MB of resident memory: most are refused before their handshake, the rest cost about 100 KB each,
-// their have-sets haveMemory together, and what nobody has read yet at most one stream window for each stream.
+// their have-sets haveMemory together, what they announce boardMost, and what nobody has read yet at most one stream window
+// for each stream.
 const (
 	defaultConnections = 256
 	defaultPerIP       = 16               // connections from one address: several agents of one machine or behind one NAT

@@ -10,12 +10,14 @@ import (
 	"sync/atomic"
 	"time"
 
+	lru "github.com/hashicorp/golang-lru/v2"
 	"golang.org/x/time/rate"
 
 	"github.com/flurry-nix/flurry/verify"
 )
 
 const (
+	idlersMost = 2000            // neighbours that are remembered for claims that came to nothing
 	lingerIdle = 5 * time.Minute // of a NAR fetched ahead that nobody has asked for yet
 	sweepEvery = 5 * time.Second
 	// storedGrace is how long after its last reader a NAR in the spool is kept although the store shares it: a
@@ -74,12 +76,12 @@ type flights struct {
 	noRoom    rate.Sometimes
 	uplink    uplink
 	trials    trials
-	idlers    sync.Map // names of neighbours whose latest claim came to nothing, until one of them brings bytes
-	pace      pace     // of the central caches
-	laggards  laggards // neighbours that the central caches are quicker than
-	records   records  // of the central caches' NARs
-	distrust  sync.Map // upstream URL → time.Time until which it is asked last
-	keep      int64    // bytes of landed spools kept for latecomers
+	idlers    *lru.Cache[string, struct{}] // names of neighbours whose latest claim came to nothing, until one of them brings bytes
+	pace      pace                         // of the central caches
+	laggards  laggards                     // neighbours that the central caches are quicker than
+	records   records                      // of the central caches' NARs
+	distrust  sync.Map                     // upstream URL → time.Time until which it is asked last
+	keep      int64                        // bytes of landed spools kept for latecomers
 
 	internet Internet // nil without it
 	offload  bool     // agents of the internet before the central cache

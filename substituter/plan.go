@@ -423,7 +423,7 @@ func (p *plan) ended(l *leg, err error) {
 		p.f.all.farRates.note(src.ID(), rate, now)
 	}
 	if got > 0 {
-		p.f.all.idlers.Delete(name)
+		p.f.all.idlers.Remove(name)
 	}
 	if err == nil && !overtaken {
 		p.judgePace(l, got)

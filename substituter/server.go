@@ -80,6 +80,9 @@ func New(cfg Config, keys *verify.Keys, store Store, peers Peers, upstreams []Up
 	if err != nil {
 		return nil, err
 	}
+	if s.flights.idlers, err = lru.New[string, struct{}](idlersMost); err != nil {
+		return nil, err
+	}
 	s.finder = &finder{
 		storeDir: cfg.StoreDir, keys: keys, store: store, peers: peers, upstreams: upstreams,
 		disk: newNarInfoCache(narInfos, cfg.CacheSize/narInfoShare, cfg.Now, cfg.Log), memory: memory, misses: misses, internet: cfg.Internet, log: cfg.Log, now: cfg.Now, started: cfg.Now(),

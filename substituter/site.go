@@ -331,7 +331,7 @@ func (p *plan) ignoreAll() {
 
 // idles notes that what a neighbour announced came to nothing.
 func (p *plan) idles(peer Peer, why string) {
-	p.f.all.idlers.Store(peerSource{peer}.name(), true)
+	p.f.all.idlers.Add(peerSource{peer}.name(), struct{}{})
 	peer.Useless(errors.New(why))
 }
 
@@ -373,7 +373,7 @@ func (p *plan) leader(s Site) (first *Flying) {
 // before bytes have come from it.
 func (p *plan) moving(n Flying) bool {
 	held, now := n.held(p.f.v.NarSize()), time.Now()
-	_, idler := p.f.all.idlers.Load(peerSource{n.Peer}.name())
+	idler := p.f.all.idlers.Contains(peerSource{n.Peer}.name())
 	g, ok := p.claim.grown[n.Peer.ID()]
 	if !ok || held != g.held && !idler {
 		g = growth{held: held, at: now}
