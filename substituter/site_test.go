@@ -696,6 +696,7 @@ func TestAClaimThatOnlySeemsToGrowHoldsNobodyUp(t *testing.T) {
 		"all, and none":       {8, 0, func(r int64) spans { return spans{{0, size}}[:r%2] }, followPatience},
 		"by turns, nothing":   {20, time.Second, func(int64) spans { return nil }, followPatience},
 		"by turns, all":       {20, time.Second, func(int64) spans { return spans{{0, size}} }, followPatience},
+		"now and then":        {1, 0, func(r int64) spans { return spans{{0, r}} }, followBusy},
 		"by turns, something": {20, 400 * time.Millisecond, func(r int64) spans { return spans{{0, 9 * r}} }, followPatience},
 	} {
 		t.Run(what, func(t *testing.T) {
@@ -724,6 +725,14 @@ func TestAClaimThatOnlySeemsToGrowHoldsNobodyUp(t *testing.T) {
 							}
 							for _, p := range []verify.StorePath{w.path, second} {
 								liar.Tell(p.Hash().Digest(), Progress{Stage: StageFetching, Held: c.held(r)}, true)
+							}
+							if what == "now and then" && r%3 == 2 {
+								time.Sleep(wait)
+								for _, p := range []verify.StorePath{w.path, second} { // and says it again before another claim has settled
+									liar.Tell(p.Hash().Digest(), Progress{}, true)
+								}
+								wait = 3 * time.Millisecond
+								continue
 							}
 							wait = 400 * time.Millisecond
 						}
