@@ -2,6 +2,7 @@ package p2p
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -238,6 +239,46 @@ func TestAHaveSetThatIsDroppedWhileItComesTakesNoMemory(t *testing.T) {
 			}
 			here.Close()
 		})
+	}
+}
+
+// Changes cannot be added for ever without a snapshot, and those that are there have room or the whole set goes.
+func TestChangesOfAHaveSetAreBounded(t *testing.T) {
+	s, key := haveSet{on: true}, uint64(0)
+	more := func(n int) (keys []uint64) {
+		for range n {
+			key++
+			keys = append(keys, key)
+		}
+		return keys
+	}
+	for range maxDeltaKeys / 2048 {
+		if err := s.apply(more(1024), more(1024)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, err := range []error{s.apply(more(1), nil), s.apply(nil, more(1))} {
+		if !errors.Is(err, errFilter) {
+			t.Errorf("one more change: %v", err)
+		}
+	}
+	h := bareHost(nil)
+	h.memory.most = 1000 * deltaKeyMemory
+	p := h.peers.get("x")
+	p.have.replace(nil, 0)
+	r := haveReader{h: h, p: p}
+	for range 3 {
+		body := encodeDelta(nil, more(400), nil)
+		r.r = bufio.NewReader(bytes.NewReader(body))
+		if err := r.delta(int64(len(body))); err != nil {
+			t.Fatal(err)
+		}
+		if h.memory.used != p.have.size() || p.have.size() > h.memory.most {
+			t.Errorf("%d bytes of changes, %d counted", p.have.size(), h.memory.used)
+		}
+	}
+	if p.have.on || !h.memory.isMissed(p) {
+		t.Error("what has no room is kept")
 	}
 }
 
