@@ -342,3 +342,23 @@ func TestAChunkThatNixHasSeenIsNotReplaced(t *testing.T) {
 		}
 	})
 }
+
+// TestFewAreAskedForChains: where nobody has one, not all of a large site are asked.
+func TestFewAreAskedForChains(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 32*mib)
+		b := steady
+		b.chain, b.perRead = nil, 10*time.Millisecond
+		for i := range 3 * askMost {
+			w.peer(fmt.Sprint("p", i), b)
+		}
+		w.wantNAR(get(w.start(), w.narURL()))
+		asked := 0
+		for _, p := range w.peers.list {
+			asked += p.chains
+		}
+		if asked != askMost {
+			t.Errorf("%d were asked, want %d", asked, askMost)
+		}
+	})
+}
